@@ -1,0 +1,1 @@
+"""Short example programs; they import the public names of `mpsnap` alone."""

@@ -1,0 +1,265 @@
+"""What a run does and when it ends: snapshots in turn, the lines of a script, the end of the time.
+
+This module owns the order of a `run`. It pumps the supervisor in the main thread and tells what happened to an
+audience; it must not print.
+"""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import time
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import NamedTuple
+
+from mpsnap.core.errors import ConsistencyError, InvariantError, MpsnapError, SnapshotError
+from mpsnap.core.events import (
+    ClusterStarted,
+    ClusterStopped,
+    Event,
+    Initiated,
+    Replied,
+    SnapshotAbandoned,
+    SnapshotCompleted,
+)
+from mpsnap.core.protocol import SnapshotId
+from mpsnap.core.script import Script, Send, Snapshot, Tick
+from mpsnap.core.snapshot import Invariant, check_invariants
+from mpsnap.runtime.supervisor import Supervisor
+
+#: How long a stop after a signal may take before nodes are killed; shorter than an orderly end's, somebody waits.
+INTERRUPTED_STOP_SECONDS = 1.0
+#: How long a script's `send` waits until the node holds the tokens, and how often it is asked.
+SEND_SECONDS = 5.0
+SEND_POLL_SECONDS = 0.005
+_IDLE_SECONDS = 60.0
+
+
+class Plan(NamedTuple):
+    """When a run takes snapshots, and when it ends by itself.
+
+    `every` is None for one right after the other; `limit` of 0 takes none; `duration` of None has no end in time.
+    """
+
+    every: float | None
+    limit: int | None
+    concurrent: int
+    initiators: Sequence[tuple[str, ...]]
+    duration: float | None
+    until_terminated: bool
+
+
+class Conductor:
+    """Carry a plan, and a script if there is one, out on a supervisor."""
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        plan: Plan,
+        script: Script | None,
+        invariants: Sequence[Invariant],
+        audience: Callable[[Event], None],
+    ) -> None:
+        self._supervisor = supervisor
+        self._plan = plan
+        self._script = _ScriptRunner(supervisor, script) if script else None
+        self._invariants = invariants
+        self._audience = audience
+        self._initiators = itertools.cycle(plan.initiators)
+        self._begun = 0
+        self._due = 0.0
+        self._signals = 0
+        self._stopping = False
+        #: When all nodes were ready, on the monotonic clock; 0 before.
+        self.started = 0.0
+        self.error: MpsnapError | None = None
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal asked for the end."""
+        return self._signals > 0
+
+    def run(self) -> None:
+        """Start the cluster, see the plan through, and return when no process is left."""
+        signals = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, self._on_signal) for number in signals}
+        try:
+            # Nodes inherit the mask: a Ctrl-C while they are still importing must not kill them with a traceback each.
+            signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+            try:
+                self._supervisor.start()
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+            while not self._supervisor.ended:
+                self._act()
+                for event in self._supervisor.pump(self._pause()):
+                    self._attend(event)
+            for event in self._supervisor.pump(0):
+                self._attend(event)
+        finally:
+            self._supervisor.close()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        # Only a count and a ring: the loop does the work, between two of its own steps.
+        self._signals += 1
+        self._supervisor.ring()
+
+    # ------------------------------------------------------------------ the loop
+
+    def _act(self) -> None:
+        if self._signals > 1:
+            self._supervisor.kill()
+        elif self._signals == 1:
+            self._stop(INTERRUPTED_STOP_SECONDS)
+        elif self._supervisor.state == "running" and not self._stopping:
+            if self._script is not None:
+                self._script.act()
+            self._begin_snapshots()
+            if self._is_over():
+                self._stop(None)
+
+    def _stop(self, seconds: float | None) -> None:
+        if not self._stopping:
+            self._stopping = True
+            self._supervisor.stop() if seconds is None else self._supervisor.stop(seconds)
+
+    def _pause(self) -> float:
+        if self._supervisor.state != "running" or self._stopping:
+            return _IDLE_SECONDS
+        now = time.monotonic()
+        waits = [_IDLE_SECONDS]
+        if self._script is not None:
+            waits.append(self._script.due - now)
+        if self._wants_snapshots() and self._plan.every is not None:
+            waits.append(self._due - now)
+        if self._plan.duration is not None:
+            waits.append(self.started + self._plan.duration - now)
+        return max(0.0, min(waits))
+
+    def _wants_snapshots(self) -> bool:
+        if self._plan.limit is not None and self._begun >= self._plan.limit:
+            return False
+        # One that is due when the time is over is still taken.
+        return self._plan.duration is None or self._due - self.started <= self._plan.duration
+
+    def _begin_snapshots(self) -> None:
+        plan = self._plan
+        now = time.monotonic()
+        if plan.every is not None and now < self._due:
+            return
+        room = plan.concurrent - self._supervisor.open_snapshots
+        for _ in range(room):
+            if not self._wants_snapshots() or (plan.every is None and self._time_is_over(now)):
+                return
+            self._supervisor.trigger(next(self._initiators))
+            self._begun += 1
+        if plan.every is not None and room > 0:
+            self._due += plan.every
+
+    def _time_is_over(self, now: float) -> bool:
+        return self._plan.duration is not None and now - self.started >= self._plan.duration
+
+    def _is_over(self) -> bool:
+        if self.error is not None and isinstance(self.error, ConsistencyError):
+            return True
+        if self._supervisor.open_snapshots:
+            return False
+        if self._script is not None and self._script.error is not None:
+            self.error = self.error or self._script.error
+            return True
+        if self._time_is_over(time.monotonic()):
+            if self._script is not None and not self._script.done:
+                self.error = self.error or SnapshotError("the time was over before the script was")
+            return True
+        if self._plan.until_terminated:
+            # A probe that was abandoned cannot prove the end, and nothing says that the next one would.
+            return self._supervisor.terminated is not None or self.error is not None
+        if self._script is not None:
+            return self._script.done
+        return self._plan.limit is not None and self._begun >= self._plan.limit
+
+    def _attend(self, event: Event) -> None:
+        if isinstance(event, ClusterStarted):
+            self.started = time.monotonic()
+            self._due = self.started + (self._plan.every or 0.0)
+        elif isinstance(event, SnapshotAbandoned):
+            # What an ending run takes with it is no failure of the snapshot.
+            if not self._stopping:
+                self.error = self.error or event.error
+        elif isinstance(event, ClusterStopped):
+            self.error = self.error or event.error
+        if self._script is not None:
+            self._script.attend(event)
+        self._audience(event)
+        if isinstance(event, SnapshotCompleted):
+            try:
+                check_invariants(event.snapshot, self._invariants)
+            except InvariantError as error:
+                self.error = self.error or error
+
+
+class _ScriptRunner:
+    """Issue the lines of a script, each when the one before is acknowledged."""
+
+    def __init__(self, supervisor: Supervisor, script: Script) -> None:
+        self._supervisor = supervisor
+        self._source = script.source
+        self._steps = list(reversed(script.steps))
+        #: What the line that was issued waits for: a ticket, a snapshot id, or nothing.
+        self._awaited: int | SnapshotId | None = None
+        #: When the next line may be issued.
+        self.due = 0.0
+        #: When the line that waits for tokens gives up.
+        self._patience = float("inf")
+        self.error: MpsnapError | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether every line was issued and acknowledged."""
+        return not self._steps and self._awaited is None and time.monotonic() >= self.due
+
+    def act(self) -> None:
+        """Issue the next line if it is time."""
+        if self._awaited is not None:
+            self.due = time.monotonic() + _IDLE_SECONDS
+            return
+        if not self._steps or self.error is not None or time.monotonic() < self.due:
+            return
+        step = self._steps[-1]
+        if isinstance(step, Send):
+            self._awaited = self._supervisor.command(step.src, {"send": step.dst, "amount": step.amount})
+            self._patience = min(self._patience, time.monotonic() + SEND_SECONDS)
+        elif isinstance(step, Snapshot):
+            self._awaited = self._supervisor.trigger([step.node])
+        elif isinstance(step, Tick):
+            self._next(time.monotonic() + step.count / 1000)
+
+    def attend(self, event: Event) -> None:
+        """Take note of an acknowledgement."""
+        if isinstance(event, Replied) and event.ticket == self._awaited:
+            self._on_reply(event.value)
+        elif isinstance(event, Initiated | SnapshotAbandoned) and event.snapshot_id == self._awaited:
+            self._next(0.0)
+
+    def _on_reply(self, accepted: object) -> None:
+        step = self._steps[-1]
+        if accepted is not False:
+            self._next(0.0)
+            return
+        self._awaited = None
+        self.due = time.monotonic() + SEND_POLL_SECONDS
+        if self.due > self._patience and isinstance(step, Send):
+            self.error = SnapshotError(
+                f"{step.src} did not hold {step.amount} tokens within {SEND_SECONDS:g} s",
+                where=f"{self._source}:{step.line}",
+                hint="sending them there first",
+            )
+
+    def _next(self, due: float) -> None:
+        self._steps.pop()
+        self._awaited = None
+        self.due = due
+        self._patience = float("inf")

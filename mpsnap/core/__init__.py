@@ -1,0 +1,1 @@
+"""The pure core: no clock, randomness, I/O, threads, processes or logging."""

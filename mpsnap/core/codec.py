@@ -1,0 +1,322 @@
+"""The codec: plain data to bytes and back, exact in value and in type, or an error that names the place.
+
+This module owns the wire format, and what becomes of a payload when it is sent. Which kinds of value there are stands
+in `kinds`, whether a given value can be kept is decided in `walk`. It must not know who keeps or carries the bytes.
+
+The format is msgpack in its strict mode. What msgpack has no type for is an array whose first item is a mark (an
+extension of one byte, the kind's tag), followed by the parts of the value; wide ints, encoded values and pickles are
+extensions of their own. No value of a user's can be a mark, so nothing has to be escaped.
+
+Rules:
+- Refuse or keep, never convert: a value is looked through completely before its first byte is made.
+- A value is a tree. What can change and is reached twice would come back as two, so it is refused.
+- Equal values (in type, and dicts in order) give equal bytes, in every process: sets are put in order.
+- Decoding imports nothing and runs nothing but the hash of keys; a pickle is only loaded by a codec that opted in.
+- Whatever is wrong with the bytes, decoding raises `CodecError` and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgpack
+
+from mpsnap.core.errors import CodecError
+from mpsnap.core.kinds import (
+    DATACLASS,
+    ENUM,
+    IDENTITY_DATACLASS,
+    KINDS,
+    NAMED_TUPLE,
+    NATIVE,
+    Encoded,
+    Opaque,
+    Pickled,
+    make_instance,
+    make_opaque,
+    take_instance,
+    take_opaque,
+)
+from mpsnap.core.walk import MAX_DEPTH, Classes, explain, survey
+
+__all__ = ["MAX_DEPTH", "Codec", "Encoded", "Opaque", "Pickled", "freeze", "thaw"]
+
+_HINT_BYTES = "check that they are complete, and that the program's classes are those they were encoded with"
+
+#: How deep a payload's tuples may be to be sent as they are.
+_MAX_FIXED_DEPTH = 50
+
+# Extension codes of the format.
+_MARK, _WIDE_INT, _ENCODED, _PICKLED = 0, 1, 2, 3
+
+_SORTABLE = ({int}, {str}, {bytes})
+
+_INSTANCE_TAGS = (ENUM, NAMED_TUPLE, DATACLASS, IDENTITY_DATACLASS)
+_MARKS = {tag: msgpack.ExtType(_MARK, tag) for tag in (*(kind.tag for kind in KINDS.values()), *_INSTANCE_TAGS)}
+_TUPLE_MARK = _MARKS[KINDS[tuple].tag]
+_BYTEARRAY_MARK = _MARKS[KINDS[bytearray].tag]
+
+
+class _Mark:
+    """What a mark decodes to: a type of its own, so that no decoded value can be taken for one."""
+
+    __slots__ = ("make", "tag")
+
+    def __init__(self, tag: bytes) -> None:
+        self.tag = tag
+        #: None for the tags of a user's classes.
+        self.make = next((kind.make for kind in KINDS.values() if kind.tag == tag), None)
+
+
+_DECODED_MARKS = {tag: _Mark(tag) for tag in _MARKS}
+_DECODED_TUPLE_MARK = _DECODED_MARKS[KINDS[tuple].tag]
+
+
+class _Writer:
+    """Write one value that was looked through."""
+
+    __slots__ = ("_classes", "_hide", "_ordered")
+
+    def __init__(self, classes: Classes, hide: bool) -> None:
+        self._classes = classes
+        #: Whether a bytearray is somewhere in the value.
+        self._hide = hide
+        #: The elements of the sets met so far, in order: a set inside of sets is put in order once, not once for each.
+        self._ordered: dict[int, list[Any]] = {}
+
+    def pack(self, value: object) -> bytes:
+        # One packer per call, since it cannot be entered again by a nested set.
+        packer = msgpack.Packer(strict_types=True, unicode_errors="surrogatepass", default=self._lower)
+        packed: bytes = packer.pack(_hidden(value) if self._hide else value)
+        return packed
+
+    def _lower(self, item: Any) -> Any:
+        """Return what msgpack can write for an item that it has no type for."""
+        kind = type(item)
+        if kind is tuple:
+            lowered = [_TUPLE_MARK, *item]
+        elif kind is set or kind is frozenset:
+            lowered = [_MARKS[KINDS[kind].tag], *self._in_order(item)]
+        elif kind in KINDS:
+            lowered = [_MARKS[KINDS[kind].tag], *KINDS[kind].take(item)]
+        elif (shape := self._classes.shape(kind)) is not None:
+            lowered = [_MARKS[shape.tag], *take_instance(item, shape)]
+        elif kind is Opaque:
+            tag, parts = take_opaque(item)
+            lowered = [_MARKS[tag], *parts]
+        elif kind is _Hidden:
+            return [_BYTEARRAY_MARK, item.data]
+        elif kind is Encoded or kind is Pickled:
+            return msgpack.ExtType(_ENCODED if kind is Encoded else _PICKLED, item.data)
+        else:
+            return msgpack.ExtType(_WIDE_INT, item.to_bytes(item.bit_length() // 8 + 1, "big", signed=True))
+        return _hidden(lowered) if self._hide else lowered
+
+    def _in_order(self, elements: set[Any] | frozenset[Any]) -> list[Any]:
+        """Return the elements in an order that is the same in every process, which that of a set is not."""
+        known = self._ordered.get(id(elements))
+        if known is None:
+            kinds = set(map(type, elements))
+            known = sorted(elements, key=None if kinds in _SORTABLE or len(elements) == 1 else self.pack)
+            self._ordered[id(elements)] = known
+        return known
+
+
+class _Hidden:
+    """Cover a bytearray, which msgpack would otherwise take for bytes."""
+
+    __slots__ = ("data",)
+
+    def __init__(self, data: bytearray) -> None:
+        self.data = bytes(data)
+
+
+class Codec:
+    """Encode plain data as bytes and decode it again, exactly by value and type.
+
+    Kept are None, bool, int of any size, float, str, bytes, bytearray, list, tuple, dict, set, frozenset, datetime,
+    date, time, timedelta, timezone, ZoneInfo, Decimal, UUID, paths, deque, Counter, OrderedDict, defaultdict of a
+    plain factory, and Enums, dataclasses and NamedTuples that are allowed: those in `types`, and those defined at the
+    top of `module` or inside a class there. Subclasses of the former are not kept.
+
+    With `pickle`, a value that is refused is pickled as a whole, and decoding loads pickles: for a cluster's own live
+    data only.
+
+    Args:
+        types: Enum, dataclass and NamedTuple classes that may be kept, wherever they are defined.
+        module: The name of an imported module whose Enum, dataclass and NamedTuple classes may be kept too.
+        pickle: Whether to pickle what cannot be kept otherwise, and to unpickle.
+
+    Raises:
+        CodecError: One of `types` is no such class, or two of them have the same name.
+
+    Example:
+        >>> codec = Codec()
+        >>> codec.decode(codec.encode({"seen": {3, 1}, 7: (1.0, True)}))
+        {'seen': {1, 3}, 7: (1.0, True)}
+    """
+
+    def __init__(self, types: Iterable[type] = (), module: str | None = None, pickle: bool = False) -> None:
+        self._classes = Classes(types, module)
+        self._pickle = pickle
+
+    def encode(self, value: object, where: str = "value") -> bytes:
+        """Return the bytes of a value.
+
+        Args:
+            value: Plain data; a tree of at most `MAX_DEPTH` levels.
+            where: What the value is called; the path in an error begins with it.
+
+        Raises:
+            CodecError: The value holds something that cannot be kept exactly; `where` is its path.
+        """
+        kinds = survey(value, self._classes)
+        if kinds is None:
+            if not self._pickle:
+                raise explain(value, where, self._classes)
+            value, kinds = _pickled(value, where), set()
+        try:
+            return _Writer(self._classes, hide=bytearray in kinds).pack(value)
+        except (ValueError, OverflowError, RecursionError) as error:  # a length that msgpack cannot write; a full stack
+            raise CodecError(f"the value cannot be encoded: {error}", where=where) from error
+
+    def decode(self, data: bytes) -> object:
+        """Return the value that `encode` made `data` of.
+
+        An instance of a class that is not known here comes back as an `Opaque`. A pickle comes back as a `Pickled`,
+        unless this codec opted in.
+
+        Raises:
+            CodecError: `data` is damaged, or its classes or time zones have changed or cannot be found since.
+        """
+        try:
+            return self._unpack(data)
+        except CodecError:
+            raise
+        except Exception as error:
+            raise CodecError(
+                f"{len(data)} bytes are not a value that can be decoded here: {type(error).__name__}: {error}",
+                hint=_HINT_BYTES,
+            ) from error
+
+    def reader(self) -> Codec:
+        """Return a codec that knows the same classes and leaves pickles alone, for whoever only looks."""
+        if not self._pickle:
+            return self
+        other = Codec()
+        other._classes = self._classes
+        return other
+
+    def _unpack(self, data: bytes) -> object:
+        stray = 0
+
+        def extension(code: int, body: bytes) -> object:
+            nonlocal stray
+            if code == _MARK:
+                stray += 1
+                return _DECODED_MARKS[body]
+            if code == _WIDE_INT:
+                return int.from_bytes(body, "big", signed=True)
+            if code == _ENCODED:
+                return Encoded(body)
+            if code == _PICKLED:
+                return Pickled(body).load() if self._pickle else Pickled(body)
+            raise ValueError(f"unknown extension {code}")
+
+        def array(items: list[Any]) -> object:
+            nonlocal stray
+            if not items or type(items[0]) is not _Mark:
+                return items
+            stray -= 1
+            mark: _Mark = items[0]
+            del items[0]
+            if mark is _DECODED_TUPLE_MARK:
+                return tuple(items)
+            return self._instance(mark.tag, items) if mark.make is None else mark.make(*items)
+
+        value: object = msgpack.unpackb(
+            data,
+            ext_hook=extension,
+            list_hook=array,
+            strict_map_key=False,
+            unicode_errors="surrogatepass",
+            timestamp=2,  # nothing here writes one; damaged bytes may hold it, and this makes it an int
+        )
+        if stray:
+            raise ValueError("a mark stands where no value begins")
+        # What encode would refuse is damage too, and deep nesting would be the ruin of whoever walks the value. A level
+        # takes a byte at least, so few bytes need no look. (What was unpickled may hold anything.)
+        if len(data) > MAX_DEPTH and not self._pickle and survey(value, self._classes) is None:
+            raise ValueError(f"no value of at most {MAX_DEPTH} levels")
+        return value
+
+    def _instance(self, tag: bytes, parts: list[Any]) -> object:
+        """Return the instance of a user's class, or what stands for it."""
+        name = parts.pop(0)
+        if type(name) is not str:
+            raise TypeError("the name of a class is not a str")
+        cls = self._classes.find(name)
+        shape = None if cls is None else self._classes.shape(cls)
+        if shape is None:
+            return make_opaque(tag, name, parts)
+        if shape.tag != tag and not {shape.tag, tag} <= {DATACLASS, IDENTITY_DATACLASS}:
+            raise TypeError(f"{name} is a class of another kind now")
+        return make_instance(cls, shape, parts)
+
+
+def freeze(value: object, codec: Codec, where: str = "payload") -> object:
+    """Return what a payload becomes when it is sent: something that cannot change any more.
+
+    None, bool, int, float, str, bytes and tuples of these are returned as they are. Anything else is encoded here and
+    now, so that whatever the sender does to it later stays the sender's.
+
+    Raises:
+        CodecError: The payload cannot be kept exactly.
+    """
+    kind = type(value)
+    if kind in NATIVE or (kind is tuple and _is_fixed(value, _MAX_FIXED_DEPTH)):
+        return value
+    return Encoded(codec.encode(value, where))
+
+
+def thaw(value: object, codec: Codec) -> object:
+    """Return the payload that `freeze` fixed; of an encoded one, a new copy at every call.
+
+    Raises:
+        CodecError: The bytes are damaged, or need classes that cannot be found here.
+    """
+    return codec.decode(value.data) if type(value) is Encoded else value
+
+
+def _is_fixed(items: Any, depth: int) -> bool:
+    for item in items:
+        kind = type(item)
+        if kind not in NATIVE and not (kind is tuple and depth > 1 and _is_fixed(item, depth - 1)):
+            return False
+    return True
+
+
+def _hidden(value: Any) -> Any:
+    """Return `value` with every bytearray covered that msgpack would meet in a list or dict, or by itself."""
+    kind = type(value)
+    if kind is bytearray:
+        return _Hidden(value)
+    if kind is list:
+        return [_hidden(item) for item in value]
+    if kind is dict:
+        return {key: _hidden(item) for key, item in value.items()}
+    return value
+
+
+def _pickled(value: object, where: str) -> Pickled:
+    import pickle
+
+    try:
+        return Pickled(pickle.dumps(value, protocol=5))
+    except Exception as error:
+        raise CodecError(
+            f"the value can neither be kept exactly nor be pickled: {type(error).__name__}: {error}",
+            where=where,
+            hint="leave the attribute out with `transient = (...)`",
+        ) from error

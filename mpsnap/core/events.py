@@ -1,0 +1,89 @@
+"""What happened to a cluster, as values in the past tense.
+
+This module owns the events that a driver tells its user interface. It must not know what anyone does with them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from mpsnap.core.errors import MpsnapError
+from mpsnap.core.protocol import SnapshotId
+from mpsnap.core.snapshot import GlobalSnapshot
+
+
+class ClusterStarted(NamedTuple):
+    """Every node has run its `setup` and handles messages from now on."""
+
+    nodes: tuple[str, ...]
+
+
+class SnapshotInitiated(NamedTuple):
+    """A snapshot has begun; `number` counts from 0 in the order in which the supervisor learned of them."""
+
+    number: int
+    snapshot_id: SnapshotId
+    initiators: tuple[str, ...]
+
+
+class Initiated(NamedTuple):
+    """A node has recorded spontaneously, or had recorded already when it was asked to."""
+
+    node: str
+    snapshot_id: SnapshotId
+
+
+class SnapshotCompleted(NamedTuple):
+    """All local snapshots are merged. Whether the cut is proven stands in `snapshot.verified`."""
+
+    snapshot: GlobalSnapshot
+
+
+class SnapshotAbandoned(NamedTuple):
+    """A snapshot did not complete and never will; `error` names what is missing, `number` is None for a probe."""
+
+    number: int | None
+    snapshot_id: SnapshotId
+    error: MpsnapError
+
+
+class Emitted(NamedTuple):
+    """A node put out its `n`-th record."""
+
+    node: str
+    n: int
+    record: object
+
+
+class Logged(NamedTuple):
+    """A node's code said something."""
+
+    node: str
+    text: str
+
+
+class Replied(NamedTuple):
+    """A node answered the command with this ticket."""
+
+    ticket: int
+    node: str
+    value: object
+
+
+class ClusterStopped(NamedTuple):
+    """No process of the cluster is left; `error` says why it failed, None after an orderly stop."""
+
+    error: MpsnapError | None
+
+
+Event = (
+    ClusterStarted
+    | SnapshotInitiated
+    | Initiated
+    | SnapshotCompleted
+    | SnapshotAbandoned
+    | Emitted
+    | Logged
+    | Replied
+    | ClusterStopped
+)

@@ -1,0 +1,361 @@
+"""The pure part of a running node: one user's `Node`, its protocol, its timers; hooks in, effects out.
+
+This module owns when a hook runs and what may happen inside it, so that a node means the same in every driver. It must
+not know processes, pipes or real time: the driver hands in a clock, offers items and carries out what is asked.
+
+Rules a maintainer keeps:
+
+- The protocol is fed between hooks only, and a wish to snapshot from inside a hook waits for the hook to return: a
+  hook that has debited an account and not yet sent the money would otherwise be cut in two, and no count could show it.
+- Values are fixed where the user lets go of them: payloads in `send`, timer arguments in `set_timer`, records in
+  `emit`, the state in the capture.
+- `step` runs at most one hook, in the order commands, due timers, messages, idle; between two steps the driver may
+  offer items.
+- An exception of a hook leaves `step` as it is; the node is then dead and the driver says so. A capture that fails
+  costs the snapshot, not the node.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mpsnap.core.codec import Codec, freeze, thaw
+from mpsnap.core.errors import MpsnapError, ProtocolError, SnapshotError
+from mpsnap.core.node import Context, Node
+from mpsnap.core.protocol import Effect, LocalSnapshot, Marker, Report, SendMarker, SnapshotId, SnapshotProtocol
+from mpsnap.core.rng import CounterRandom
+from mpsnap.core.snapshot import Captured, Timer
+
+_HOOKS_THAT_ACT = frozenset({"on_message", "on_idle", "on_timer", "on_command"})
+_MAY_SEND = _HOOKS_THAT_ACT | {"setup"}
+_MAY_EMIT = _MAY_SEND | {"on_stop"}
+
+
+class Driver(ABC):
+    """What a `NodeCore` asks of whoever drives it. Calls come in order and must be carried out in order."""
+
+    @abstractmethod
+    def send(self, dst: str, number: int, payload: object) -> None:
+        """Put message `number` on the channel to `dst`; the payload is fixed. Must not block."""
+
+    @abstractmethod
+    def send_marker(self, dst: str, marker: Marker) -> None:
+        """Put a marker on the channel to `dst`, behind everything sent there so far."""
+
+    @abstractmethod
+    def initiated(self, snapshot_id: SnapshotId) -> None:
+        """Note that this node has recorded spontaneously."""
+
+    @abstractmethod
+    def report(self, local: LocalSnapshot) -> None:
+        """Hand this node's part of a snapshot to whoever collects."""
+
+    @abstractmethod
+    def refused(self, snapshot_id: SnapshotId, error: MpsnapError) -> None:
+        """Note that this node could not record, so that the snapshot must be abandoned everywhere."""
+
+    @abstractmethod
+    def emit(self, n: int, record: bytes) -> None:
+        """Put out the node's `n`-th record, encoded."""
+
+    @abstractmethod
+    def reply(self, ticket: int, value: bytes) -> None:
+        """Return what `on_command` answered to the command with this ticket, encoded."""
+
+    @abstractmethod
+    def log(self, text: str) -> None:
+        """Pass a line from the user's code on."""
+
+    @abstractmethod
+    def phase(self, phase: str) -> None:
+        """Note what the node does from now on: a word of `PHASES`."""
+
+
+class NodeCore:
+    """Run one node's hooks for a driver.
+
+    Args:
+        name: The node's name.
+        node: The user's node, freshly constructed.
+        inbound: Names of the nodes with a channel to this one.
+        outbound: Names of the nodes this one has a channel to.
+        unreachable: Nodes that markers from here cannot reach.
+        incarnation: Part of the ids of snapshots begun here.
+        seed: Of the run; each node draws its own stream from it.
+        codec: Of the node's class.
+        driver: Carries out effects.
+        clock: Seconds on a scale of the driver's own; never goes back.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        node: Node,
+        *,
+        inbound: Sequence[str],
+        outbound: Sequence[str],
+        unreachable: Sequence[str],
+        incarnation: int,
+        seed: int,
+        codec: Codec,
+        driver: Driver,
+        clock: Callable[[], float],
+    ) -> None:
+        self.name = name
+        self.codec = codec
+        self.random = CounterRandom(f"{seed}:{name}")
+        self.protocol = SnapshotProtocol(name, inbound, outbound, self._capture)
+        self._node = node
+        self._driver = driver
+        self._clock = clock
+        self._unreachable = tuple(unreachable)
+        self._incarnation = incarnation
+        self._ctx = Context(self, self.protocol.inbound, self.protocol.outbound)
+        #: The hook that is running, or "waiting" between hooks.
+        self._hook = "waiting"
+        #: Inbound channels with something to take, each once, the next one first.
+        self._ready: deque[str] = deque()
+        #: Commands not yet handled.
+        self._commands: deque[tuple[int, bytes]] = deque()
+        #: Heap of (due, order, period, method, frozen arguments).
+        self._timers: list[tuple[float, int, float | None, str, object]] = []
+        self._timers_set = 0
+        self._has_idle = type(node).on_idle is not Node.on_idle
+        #: Whether `on_idle` is to be called when there is nothing else to do.
+        self._idle_wanted = self._has_idle
+        self._finished = False
+        self._emitted = 0
+        self._spontaneous = 0
+        #: Snapshots begun inside the hook that is running.
+        self._wishes: list[SnapshotId] = []
+
+    # ---------------------------------------------------------------- life
+
+    def start(self, params: dict[str, Any]) -> None:
+        """Run `setup` and `on_start`, then capture once for nothing, so that a state that cannot be kept shows now."""
+        self._run("setup", lambda: self._node.setup(self._ctx, **params))
+        self._run("on_start", lambda: self._node.on_start(self._ctx))
+        self._capture()
+
+    def stop(self) -> None:
+        """Run `on_stop`."""
+        self._run("on_stop", lambda: self._node.on_stop(self._ctx))
+
+    @property
+    def hook(self) -> str:
+        """The hook that is running, or "waiting"."""
+        return self._hook
+
+    @property
+    def passive(self) -> bool:
+        """Whether nothing is left to do here until a message comes: the paper's idle state of a process."""
+        return not (self._ready or self._commands or self._timers or self._idle_wanted)
+
+    # --------------------------------------------------------------- items
+
+    def receive_batch(self, src: str, first: int, payloads: Sequence[object]) -> None:
+        """See messages from `src`, numbered from `first`."""
+        had_some = self.protocol.waiting(src) if src in self.protocol.received else 0
+        self.protocol.receive_batch(src, first, payloads)
+        if payloads and not had_some:
+            self._ready.append(src)
+
+    def receive_marker(self, src: str, marker: Marker) -> None:
+        """See a marker from `src`."""
+        self._record_or_refuse(marker.snapshot_id, lambda: self.protocol.receive(src, marker))
+
+    def initiate(self, snapshot_id: SnapshotId) -> None:
+        """Record spontaneously."""
+        if self._record_or_refuse(snapshot_id, lambda: self.protocol.initiate(snapshot_id)):
+            self._driver.initiated(snapshot_id)
+
+    def abandon(self, snapshot_id: SnapshotId) -> tuple[str, ...] | None:
+        """Give a snapshot up; return the sources whose marker it still awaited, None if it was not recording here."""
+        awaited = self.protocol.open_channels().get(snapshot_id)
+        self.protocol.abandon(snapshot_id)
+        return awaited
+
+    def command(self, ticket: int, command: bytes) -> None:
+        """Queue an encoded command for `on_command`; the reply bears the same ticket."""
+        self._commands.append((ticket, command))
+
+    def _record_or_refuse(self, snapshot_id: SnapshotId, act: Callable[[], tuple[Effect, ...]]) -> bool:
+        try:
+            effects = act()
+        except SnapshotError as error:
+            # Only the capture raises this, and it comes before any change: giving up is safe and the node goes on.
+            self.protocol.abandon(snapshot_id)
+            self._driver.refused(snapshot_id, error)
+            return False
+        for effect in effects:
+            if isinstance(effect, SendMarker):
+                self._driver.send_marker(effect.dst, effect.marker)
+            elif isinstance(effect, Report):
+                self._driver.report(effect.local)
+        return True
+
+    # --------------------------------------------------------------- hooks
+
+    def wants(self, *, sources: bool) -> float | None:
+        """Return when `step` has something to run: 0 for now, a time of the clock, None for not before an item."""
+        if self._ready or self._commands or (sources and self._idle_wanted):
+            return 0.0
+        return self._timers[0][0] if sources and self._timers else None
+
+    def step(self, *, sources: bool) -> bool:
+        """Run at most one hook and return whether one ran; timers and idle calls only if `sources` is true.
+
+        A driver whose channels fill up stops the sources of new messages first and the handling of old ones last.
+        """
+        if self._commands:
+            self._run_command()
+        elif sources and self._timers and self._timers[0][0] <= self._clock():
+            self._run_timer()
+        elif self._ready:
+            self._run_message()
+        elif sources and self._idle_wanted:
+            self._run_idle()
+            return True
+        else:
+            return False
+        self._idle_wanted = self._has_idle and not self._finished
+        return True
+
+    def _run_message(self) -> None:
+        src = self._ready.popleft()
+        payload = thaw(self.protocol.take(src), self.codec)
+        if self.protocol.waiting(src):
+            # To the back: one busy channel must not starve the others.
+            self._ready.append(src)
+        self._run("on_message", lambda: self._node.on_message(self._ctx, src, payload))
+
+    def _run_command(self) -> None:
+        ticket, command = self._commands.popleft()
+        value = self.codec.decode(command)
+        reply = self._run("on_command", lambda: self._node.on_command(self._ctx, value))
+        self._driver.reply(ticket, self.codec.encode(reply, where=f"{self.name}: reply of on_command"))
+
+    def _run_timer(self) -> None:
+        due, order, period, method, frozen = heapq.heappop(self._timers)
+        if period is not None:
+            # A node that was busy for several periods catches up with one call, not with a burst.
+            heapq.heappush(self._timers, (max(due + period, self._clock()), order, period, method, frozen))
+        args = thaw(frozen, self.codec)
+        assert isinstance(args, tuple)
+        self._run("on_timer", lambda: getattr(self._node, method)(self._ctx, *args))
+
+    def _run_idle(self) -> None:
+        again = self._run("on_idle", lambda: self._node.on_idle(self._ctx))
+        self._idle_wanted = again is True and not self._finished
+
+    def _run(self, hook: str, call: Callable[[], Any]) -> Any:
+        self._hook = hook
+        self._driver.phase(hook)
+        result = call()
+        self._hook = "waiting"
+        self._driver.phase("waiting")
+        if self._wishes:
+            wishes, self._wishes = self._wishes, []
+            for snapshot_id in wishes:
+                self.initiate(snapshot_id)
+        return result
+
+    # ------------------------------------------------- what a hook may do
+
+    def send(self, dst: str, payload: object) -> None:
+        """Fix, number and pass on one message; see `Context.send`."""
+        if self._hook not in _MAY_SEND:
+            raise self._not_now("send")
+        if dst not in self.protocol.sent:
+            known = ", ".join(self.protocol.outbound) or "nobody"
+            raise ProtocolError(f"{self.name} has no channel to {dst!r}; it can send to {known}", where=self.name)
+        # Frozen before it is counted: a payload that is refused leaves no trace.
+        frozen = freeze(payload, self.codec, where=f"{self.name}: payload to {dst}")
+        self._driver.send(dst, self.protocol.stamp(dst), frozen)
+
+    def emit(self, record: object) -> None:
+        """Fix, number and pass on one record; see `Context.emit`."""
+        if self._hook not in _MAY_EMIT:
+            raise self._not_now("emit")
+        encoded = self.codec.encode(record, where=f"{self.name}: record")
+        self._driver.emit(self._emitted, encoded)
+        self._emitted += 1
+
+    def wish_snapshot(self) -> SnapshotId:
+        """Note a wish to snapshot, carried out when the hook has returned; see `Context.snapshot`."""
+        if self._hook not in _HOOKS_THAT_ACT:
+            raise self._not_now("snapshot")
+        if self._unreachable:
+            raise SnapshotError(
+                f"markers from {self.name} cannot reach {', '.join(self._unreachable)}",
+                where=self.name,
+                hint="begin the snapshot from outside, which adds the initiators it needs",
+            )
+        snapshot_id = SnapshotId.spontaneous(self._incarnation, self.name, self._spontaneous)
+        self._spontaneous += 1
+        self._wishes.append(snapshot_id)
+        return snapshot_id
+
+    def set_timer(self, seconds: float, period: float | None, method: str, args: tuple[object, ...]) -> None:
+        """Fix and set one timer; see `Context.after`."""
+        # Not in on_start: a restored node has its timers already, and would get each a second time.
+        if self._hook not in _MAY_SEND:
+            raise self._not_now("set timers")
+        if not (math.isfinite(seconds) and (seconds >= 0 if period is None else seconds > 0)):
+            raise ValueError(f"a timer of {self.name} cannot wait for {seconds!r} seconds")
+        if not callable(getattr(self._node, method, None)):
+            raise ValueError(f"a timer of {self.name} names no method: {type(self._node).__name__}.{method}")
+        if self._finished:
+            return
+        frozen = freeze(args, self.codec, where=f"{self.name}: arguments of timer {method}")
+        heapq.heappush(self._timers, (self._clock() + seconds, self._timers_set, period, method, frozen))
+        self._timers_set += 1
+
+    def finish(self) -> None:
+        """See `Context.finish`."""
+        self._finished = True
+        self._idle_wanted = False
+        self._timers.clear()
+
+    def log(self, text: str) -> None:
+        """See `Context.log`."""
+        self._driver.log(str(text))
+
+    def _not_now(self, verb: str) -> ProtocolError:
+        place = "outside a hook" if self._hook == "waiting" else f"in {self._hook}"
+        return ProtocolError(f"{self.name} cannot {verb} {place}", where=self.name)
+
+    # ------------------------------------------------------------- capture
+
+    def _capture(self) -> Captured:
+        self._driver.phase("capture")
+        try:
+            state = self.codec.encode(self._node.capture(), where=f"{self.name}: state")
+        except MpsnapError as error:
+            raise SnapshotError(
+                f"{self.name} could not be captured: {error.what}", where=error.where, hint=error.hint
+            ) from error
+        except Exception as error:
+            raise SnapshotError(
+                f"{self.name} could not be captured: {type(error).__name__}: {error}", where=self.name
+            ) from error
+        finally:
+            self._driver.phase(self._hook)
+        now = self._clock()
+        timers = tuple(
+            Timer(max(0.0, due - now), period, method, frozen)
+            for due, _, period, method, frozen in sorted(self._timers, key=lambda timer: timer[:2])
+        )
+        return Captured(
+            state=state,
+            timers=timers,
+            random=(self.random.seed, self.random.counter),
+            passive=self.passive,
+            finished=self._finished,
+            emitted=self._emitted,
+        )

@@ -1,0 +1,244 @@
+"""Which code runs on which node, and with which parameters.
+
+This module owns import strings and the assignment of nodes. It must not know how a node is run.
+
+Nodes travel to their processes as an import string and plain parameters, never as objects: a class that only the parent
+can see works under fork and dies in the child under spawn and forkserver, so it is refused for all of them alike.
+
+Importing a node's module runs its code; whoever names one trusts it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import importlib
+import importlib.util
+import sys
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from mpsnap.core.codec import Codec
+from mpsnap.core.errors import AppError, CodecError
+from mpsnap.core.node import Node, parameters
+from mpsnap.core.topology import Topology
+
+#: What `nodes=` takes for one node: a class or its import string, alone or with parameters.
+NodeSpec = type[Node] | str | tuple[type[Node] | str, Mapping[str, Any]]
+
+
+class Program(NamedTuple):
+    """Say what one node runs: the import string of its class, and the parameters of `setup`."""
+
+    reference: str
+    params: dict[str, Any]
+
+    def load(self) -> type[Node]:
+        """Import the class.
+
+        Raises:
+            AppError: There is none.
+        """
+        return load_node_class(self.reference)
+
+
+def codec_of(node_class: type[Node]) -> Codec:
+    """Return the codec for the states and payloads of a node class."""
+    return Codec(types=node_class.types, module=node_class.__module__, pickle=node_class.pickle)
+
+
+def load_module(name: str) -> ModuleType:
+    """Import a module by its dotted name, or a file by a path that ends in .py.
+
+    A file is imported under its own name, so that its classes are found again by it in every process.
+
+    Raises:
+        AppError: There is none, its import raises, or its name is taken by another module.
+    """
+    try:
+        return _module_of_file(name) if name.endswith(".py") else importlib.import_module(name)
+    except AppError:
+        raise
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
+            raise AppError(f"there is no module {name}", hint=f"{name.replace('.', '/')}.py as a path") from error
+        raise AppError(f"importing {name} failed: {error}", where=_place(error)) from error
+    except Exception as error:
+        raise AppError(f"importing {name} failed: {type(error).__name__}: {error}", where=_place(error)) from error
+
+
+def _module_of_file(path: str) -> ModuleType:
+    folder, _, base = path.rpartition("/")
+    name = base[: -len(".py")]
+    present = sys.modules.get(name)
+    if present is not None and getattr(present, "__file__", None) == path:
+        return present
+    if not name.isidentifier() or present is not None or importlib.util.find_spec(name) is not None:
+        raise AppError(f"{name} is the name of another module", where=path, hint="renaming the file")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # The app's own folder, so that it can import its neighbours as it does when run as a script.
+    if folder not in sys.path:
+        sys.path.append(folder)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except FileNotFoundError as error:
+        del sys.modules[name]
+        if error.filename == path:
+            raise AppError("there is no such file", where=path) from error
+        raise
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _place(error: BaseException) -> str | None:
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    place = None
+    step = error.__traceback__
+    while step is not None:
+        code = step.tb_frame.f_code
+        if "importlib" not in code.co_filename:
+            place = f"{code.co_filename}:{step.tb_lineno}"
+        step = step.tb_next
+    return place
+
+
+def load_object(reference: str) -> Any:
+    """Return what `module:name` or `path.py:name` refers to; `name` may have dots.
+
+    Raises:
+        AppError: There is no such module or no such name in it.
+    """
+    module_name, colon, name = reference.rpartition(":")
+    if not colon or not module_name or not name:
+        raise AppError(f"{reference!r} is not of the form module:name", hint="module:name or path/to/file.py:name")
+    found: Any = load_module(module_name)
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise AppError(f"{module_name} has no {name}{_similar(part, vars(found))}")
+        found = getattr(found, part)
+    return found
+
+
+def load_node_class(reference: str) -> type[Node]:
+    """Return the Node class that `module:Class` refers to.
+
+    Raises:
+        AppError: There is none, or it is not a Node.
+    """
+    found = load_object(reference)
+    if not (isinstance(found, type) and issubclass(found, Node)):
+        raise AppError(f"{reference} is a {type(found).__name__}, not a subclass of mpsnap.Node")
+    return found
+
+
+def reference_to(node_class: type[Node]) -> str:
+    """Return the import string under which other processes find `node_class`.
+
+    Raises:
+        AppError: They cannot, since the class is local to a function or not where it says.
+    """
+    reference = f"{node_class.__module__}:{node_class.__qualname__}"
+    if "<locals>" in node_class.__qualname__:
+        raise AppError(f"{reference} is local to a function, other processes cannot import it", hint="the module's top")
+    file = getattr(sys.modules.get(node_class.__module__), "__file__", None)
+    if load_node_class(reference) is not node_class:
+        raise AppError(f"{reference} is another class than the one given", where=file)
+    return reference
+
+
+def assign(
+    topology: Topology,
+    nodes: NodeSpec | Mapping[str, NodeSpec],
+    offered: Mapping[str, Any] | None = None,
+) -> tuple[Topology, dict[str, Program]]:
+    """Give each node of the topology its program.
+
+    The tokens of the topology go to every node whose `setup` names them; a parameter `tokens` replaces them, in the
+    topology returned too.
+
+    Args:
+        topology: Names the nodes.
+        nodes: One class for all, or a mapping of node names and glob patterns; names win over patterns, then the first
+            pattern that matches.
+        offered: Parameters for all nodes; each must be one that some node's `setup` takes.
+
+    Raises:
+        AppError: A node without a program, a pattern without a node, a parameter that nobody takes or that is missing.
+    """
+    offered = dict(offered or {})
+    if type(offered.get("tokens")) is int:
+        topology = topology.with_tokens(offered["tokens"])
+    table = nodes if isinstance(nodes, Mapping) else {"*": nodes}
+    used: set[str] = set()
+    taken: set[str] = set()
+    programs = {}
+    classes: dict[str, tuple[type[Node], str, dict[str, Any]]] = {key: _resolve(spec) for key, spec in table.items()}
+    for node in topology.nodes:
+        key = _key_of(node, table)
+        used.add(key)
+        node_class, reference, own = classes[key]
+        names, required, any_name = parameters(node_class)
+        params: dict[str, Any] = {"tokens": topology.tokens[node]} if "tokens" in names else {}
+        params.update({k: v for k, v in offered.items() if any_name or k in names})
+        taken.update(k for k in offered if any_name or k in names)
+        params.update(own)
+        _check_params(node, reference, params, names, required, any_name)
+        programs[node] = Program(reference, params)
+    for key in table.keys() - used:
+        raise AppError(f"no node of {topology.name} is called {key!r}{_similar(key, topology.nodes)}")
+    for name in offered.keys() - taken:
+        known = sorted(set().union(*(parameters(c)[0] for c, _, _ in classes.values())))
+        raise AppError(
+            f"no node takes a parameter {name!r}{_similar(name, known)}",
+            hint=f"one of {', '.join(known)}" if known else "leaving it out",
+        )
+    return topology, programs
+
+
+def _resolve(spec: NodeSpec) -> tuple[type[Node], str, dict[str, Any]]:
+    what, params = spec if isinstance(spec, tuple) else (spec, {})
+    if isinstance(what, str):
+        return load_node_class(what), what, dict(params)
+    if isinstance(what, type) and issubclass(what, Node):
+        return what, reference_to(what), dict(params)
+    raise AppError(f"{what!r} is neither a Node class nor an import string")
+
+
+def _key_of(node: str, table: Mapping[str, NodeSpec]) -> str:
+    if node in table:
+        return node
+    for pattern in table:
+        if fnmatch.fnmatchcase(node, pattern):
+            return pattern
+    raise AppError(f"node {node} has no program", where=node, hint="a pattern '*' for all others")
+
+
+def _check_params(
+    node: str,
+    reference: str,
+    params: Mapping[str, Any],
+    names: frozenset[str],
+    required: frozenset[str],
+    any_name: bool,
+) -> None:
+    for name in params.keys() - names if not any_name else ():
+        raise AppError(f"setup of {reference} takes no parameter {name!r}{_similar(name, names)}", where=node)
+    for name in sorted(required - params.keys()):
+        raise AppError(f"setup of {reference} needs a parameter {name!r}", where=node)
+    try:
+        Codec().encode(dict(params), where="params")
+    except CodecError as error:
+        raise AppError(f"the parameters of {reference} are not plain data: {error.what}", where=error.where) from error
+
+
+def _similar(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, [str(k) for k in known], n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

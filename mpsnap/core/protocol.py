@@ -1,0 +1,362 @@
+"""The snapshot protocol of one node: both marker rules, the inbox and the numbering, and nothing else.
+
+Source: K. M. Chandy and L. Lamport, "Distributed Snapshots: Determining Global States of Distributed Systems", ACM
+TOCS 3(1), 1985. Every rule that makes a cut consistent stands in this file; read it beside the paper's section 3.
+
+Two rules of the house. Every change of protocol state happens in a method of `SnapshotProtocol`. And nothing here
+knows who drives it: there is no process, clock, queue, log or randomness, so that the same object runs in a process,
+in a simulator and in a test.
+
+**The two rules**, in the paper's words and ours:
+
+    Marker-sending rule.    A node records its state, then sends one marker on each outbound channel before it sends
+                            any further message there.                                                   `_record`
+    Marker-receiving rule.  On a marker from channel c: a node that has not recorded does so now, and the state of c
+                            is empty; one that has recorded fixes the state of c as the messages received along c
+                            since.                                                                        `receive`
+
+**One refinement: the inbox.** A message is *seen* when the driver offers it and *taken* when the node's code gets it;
+only taking counts as the paper's "received". What is seen and not yet taken stands in the channel's inbox and is
+still, for the cut, in flight. The channel state is therefore what stands in the inbox at the record plus what is seen
+until the marker. So a marker acts the moment it is seen, however many messages wait in front of it to be handled, and a
+restored inbox is simply an inbox that starts filled.
+
+**Why each cut can prove itself.** Messages are numbered 1, 2, 3... per channel and a marker carries the count of its
+sender, so a gap, a swap or an overtaking on the wire raises here at once. Each local snapshot carries how many messages
+were sent and received (taken) per channel at the cut; the merge checks that channel states fill exactly the gap.
+
+**The driver's contract.** Whoever drives a `SnapshotProtocol` promises:
+
+1. One thread feeds it; the items of a channel are offered in channel order.
+2. Effects are carried out in order and completely before the next item is offered or the node may send.
+3. Recording happens between hooks only. A hook that has debited and not yet sent would be cut in two, and no count
+   could show it; so a wish to snapshot from inside a hook waits until the hook returns.
+4. `capture` returns the local state *fixed*: bytes, or something that no later step can change. It is called once per
+   snapshot, before any marker leaves.
+5. A payload is fixed when it is sent: what cannot change as it is, anything else encoded on the spot. Recorded messages
+   hold that value, never a reference to something alive.
+6. An illegal step raises `ProtocolError` and changes nothing.
+
+**Finished ids are remembered** (completed and abandoned alike), so a late or second marker never begins a snapshot
+anew: the closest published implementation forgets them and counts a message twice in every third of its cuts.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from mpsnap.core.errors import ProtocolError
+
+
+class SnapshotId(NamedTuple):
+    """Name one snapshot for ever: the incarnation, the first initiator, and a count of the initiator's own.
+
+    Two parties number the snapshots of one initiator and neither waits for the other: the supervisor gives out the odd
+    `n`, the node itself the even ones. A *series* is the ids of one party at one initiator.
+    """
+
+    incarnation: int
+    initiator: str
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.incarnation}-{self.initiator}-{self.n}"
+
+    @classmethod
+    def parse(cls, text: str) -> SnapshotId:
+        """Read the text form `i-NAME-n` back; ValueError if it is none.
+
+        >>> SnapshotId.parse("0-web-1-7")
+        SnapshotId(incarnation=0, initiator='web-1', n=7)
+        """
+        incarnation, _, rest = text.partition("-")
+        initiator, _, n = rest.rpartition("-")
+        if not initiator:
+            raise ValueError(f"not a snapshot id: {text!r}")
+        return cls(int(incarnation), initiator, int(n))
+
+    @classmethod
+    def triggered(cls, incarnation: int, initiator: str, count: int) -> SnapshotId:
+        """Return the id of the `count`-th snapshot (from 0) that the supervisor triggers at `initiator`."""
+        return cls(incarnation, initiator, 2 * count + 1)
+
+    @classmethod
+    def spontaneous(cls, incarnation: int, initiator: str, count: int) -> SnapshotId:
+        """Return the id of the `count`-th snapshot (from 0) that `initiator` begins by itself."""
+        return cls(incarnation, initiator, 2 * count + 2)
+
+
+class Marker(NamedTuple):
+    """Stand on a channel between the messages before and after its sender's cut; `sent` counts those before it."""
+
+    snapshot_id: SnapshotId
+    sent: int
+
+
+class Message(NamedTuple):
+    """Carry a payload; `number` counts from 1 on its channel."""
+
+    number: int
+    payload: object
+
+
+class ChannelState(NamedTuple):
+    """Hold the messages in flight on one channel at the cut: `payloads[k]` has the number `first + k`."""
+
+    first: int
+    payloads: tuple[object, ...]
+
+
+class LocalSnapshot(NamedTuple):
+    """Hold what one node contributes to a snapshot.
+
+    `captured` is what the driver's capture returned; `sent` and `received` count messages per neighbour at the cut;
+    `channels` has the state of each inbound channel by its source.
+    """
+
+    node: str
+    snapshot_id: SnapshotId
+    captured: object
+    sent: Mapping[str, int]
+    received: Mapping[str, int]
+    channels: Mapping[str, ChannelState]
+
+
+class SendMarker(NamedTuple):
+    """Effect: send `marker` to `dst`, behind all messages sent there so far and before any other."""
+
+    dst: str
+    marker: Marker
+
+
+class Report(NamedTuple):
+    """Effect: this node's part of a snapshot is complete; hand it to whoever collects."""
+
+    local: LocalSnapshot
+
+
+Effect = SendMarker | Report
+
+
+class _Recording:
+    """A snapshot that this node has recorded and not yet reported."""
+
+    __slots__ = ("captured", "first", "open", "payloads", "received", "sent")
+
+    def __init__(self, captured: object, sent: dict[str, int], received: dict[str, int]) -> None:
+        #: The node's state, fixed at the record.
+        self.captured = captured
+        #: Per outbound channel, messages sent before the cut. Never changes.
+        self.sent = sent
+        #: Per inbound channel, messages taken before the cut. Never changes.
+        self.received = received
+        #: Per inbound channel, the number of the first recorded message.
+        self.first: dict[str, int] = {}
+        #: Per inbound channel, the recorded messages, in channel order.
+        self.payloads: dict[str, list[object]] = {}
+        #: Inbound channels still recording. Only ever shrinks.
+        self.open: set[str] = set()
+
+
+class FinishedIds:
+    """Remember every finished id in little space: per series a high-water mark plus the exceptions above it."""
+
+    def __init__(self) -> None:
+        #: Per series, how many of its ids, from the first on, are finished without a gap.
+        self._mark: dict[tuple[int, str, int], int] = {}
+        #: Per series, places of finished ids above the mark.
+        self._above: dict[tuple[int, str, int], set[int]] = {}
+
+    @staticmethod
+    def _place(snapshot_id: SnapshotId) -> tuple[tuple[int, str, int], int]:
+        """Return the series and the place in it, from 1: the n of a series are 1, 3, 5... or 2, 4, 6..."""
+        incarnation, initiator, n = snapshot_id
+        return (incarnation, initiator, n % 2), (n + 1) // 2
+
+    def __contains__(self, snapshot_id: SnapshotId) -> bool:
+        series, place = self._place(snapshot_id)
+        return place <= self._mark.get(series, 0) or place in self._above.get(series, ())
+
+    def add(self, snapshot_id: SnapshotId) -> None:
+        """Remember one; right also for one that is known."""
+        series, place = self._place(snapshot_id)
+        mark, above = self._mark.get(series, 0), self._above.setdefault(series, set())
+        if place <= mark:
+            return
+        above.add(place)
+        while mark + 1 in above:
+            mark += 1
+            above.remove(mark)
+        self._mark[series] = mark
+
+
+class SnapshotProtocol:
+    """Take part in any number of snapshots at once, for one node.
+
+    Args:
+        node: This node's name.
+        inbound: Names of the nodes with a channel to this one.
+        outbound: Names of the nodes this one has a channel to.
+        capture: Returns the node's state, fixed (contract, 4).
+        sent: Messages sent per outbound channel so far; given when a node is restored.
+        received: Messages taken per inbound channel so far; given when a node is restored.
+        inboxes: Messages seen and not yet taken, per inbound channel; given when a node is restored.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        inbound: Iterable[str],
+        outbound: Iterable[str],
+        capture: Callable[[], object],
+        *,
+        sent: Mapping[str, int] | None = None,
+        received: Mapping[str, int] | None = None,
+        inboxes: Mapping[str, Sequence[object]] | None = None,
+    ) -> None:
+        self.node = node
+        self.inbound = tuple(sorted(inbound))
+        self.outbound = tuple(sorted(outbound))
+        self._capture = capture
+        #: Per outbound channel, messages stamped so far.
+        self.sent: dict[str, int] = {dst: (sent or {}).get(dst, 0) for dst in self.outbound}
+        #: Per inbound channel, messages taken so far. Never above what was seen.
+        self.received: dict[str, int] = {src: (received or {}).get(src, 0) for src in self.inbound}
+        #: Per inbound channel, messages seen and not yet taken, oldest first.
+        self._inbox: dict[str, deque[object]] = {src: deque((inboxes or {}).get(src, ())) for src in self.inbound}
+        #: Snapshots recorded here and not yet reported.
+        self._recordings: dict[SnapshotId, _Recording] = {}
+        self._finished = FinishedIds()
+
+    # ------------------------------------------------------------------ messages
+
+    def stamp(self, dst: str) -> int:
+        """Count one more message to `dst` and return its number.
+
+        Raises:
+            ProtocolError: There is no channel to `dst`.
+        """
+        if dst not in self.sent:
+            raise ProtocolError(f"{self.node} has no channel to {dst}", where=f"{self.node}->{dst}")
+        self.sent[dst] += 1
+        return self.sent[dst]
+
+    def seen(self, src: str) -> int:
+        """Return how many messages from `src` were seen so far."""
+        return self.received[src] + len(self._inbox[src])
+
+    def waiting(self, src: str) -> int:
+        """Return how many messages from `src` stand in the inbox."""
+        return len(self._inbox[src])
+
+    def take(self, src: str) -> object:
+        """Hand out the oldest message from `src`; from now on it counts as received.
+
+        Raises:
+            ProtocolError: There is no channel from `src`, or nothing stands in its inbox.
+        """
+        if not self._inbox.get(src):
+            raise ProtocolError(f"nothing from {src} stands in the inbox of {self.node}", where=f"{src}->{self.node}")
+        self.received[src] += 1
+        return self._inbox[src].popleft()
+
+    def receive(self, src: str, item: Message | Marker) -> tuple[Effect, ...]:
+        """See the next item of the channel from `src`: a message joins the inbox, a marker acts at once.
+
+        Returns:
+            Nothing for a message. At the first marker of a snapshot, one `SendMarker` per outbound channel; at the
+            marker that closes the last recording channel, a `Report` (behind them, if both happen at once).
+
+        Raises:
+            ProtocolError: The channel is not inbound here, skipped or swapped an item, or carried this marker before.
+
+        Paper: the marker-receiving rule for a process q.
+        Invariant: once a snapshot is recorded, its recording channels only decrease.
+        """
+        if isinstance(item, Message):
+            self.receive_batch(src, item.number, (item.payload,))
+            return ()
+        self._expect(src, item.sent, "a marker that counts", self._seen_or_raise(src))
+        if item.snapshot_id in self._finished:
+            return ()
+        recording = self._recordings.get(item.snapshot_id)
+        if recording is None:
+            return self._record(item.snapshot_id, closing=src)
+        if src not in recording.open:
+            raise ProtocolError(f"second marker of snapshot {item.snapshot_id}", where=f"{src}->{self.node}")
+        recording.open.remove(src)
+        return self._report_if_closed(item.snapshot_id, recording)
+
+    def receive_batch(self, src: str, first: int, payloads: Sequence[object]) -> None:
+        """See several messages at once, numbered from `first`: the same as `receive` for each in turn.
+
+        Raises:
+            ProtocolError: The channel is not inbound here, or `first` is not the next number.
+        """
+        self._expect(src, first, "message number", self._seen_or_raise(src) + 1)
+        self._inbox[src].extend(payloads)
+        for recording in self._recordings.values():
+            if src in recording.open:
+                recording.payloads[src].extend(payloads)
+
+    # ----------------------------------------------------------------- snapshots
+
+    def initiate(self, snapshot_id: SnapshotId) -> tuple[Effect, ...]:
+        """Record spontaneously, as an initiator of this snapshot.
+
+        A snapshot may have several initiators, and a marker of one may reach the other before its own wish does: then
+        it has recorded already and nothing is left to do. The same holds for an id that is finished.
+
+        Paper: the marker-sending rule, for a process that records spontaneously.
+        """
+        if snapshot_id in self._recordings or snapshot_id in self._finished:
+            return ()
+        return self._record(snapshot_id, closing=None)
+
+    def abandon(self, snapshot_id: SnapshotId) -> None:
+        """Stop recording this snapshot and ignore its markers from now on; also right for one never heard of."""
+        self._recordings.pop(snapshot_id, None)
+        self._finished.add(snapshot_id)
+
+    def open_channels(self) -> dict[SnapshotId, tuple[str, ...]]:
+        """Return, for each snapshot recorded and not yet reported, the sources whose marker is still awaited."""
+        return {snapshot_id: tuple(sorted(r.open)) for snapshot_id, r in self._recordings.items()}
+
+    def _record(self, snapshot_id: SnapshotId, closing: str | None) -> tuple[Effect, ...]:
+        # The capture comes first: it may raise, and then nothing has changed and no marker has left.
+        captured = self._capture()
+        recording = _Recording(captured, dict(self.sent), dict(self.received))
+        for src in self.inbound:
+            # What was seen and not taken is in flight as far as this cut is concerned. Leaving it out would lose it.
+            recording.first[src] = self.received[src] + 1
+            recording.payloads[src] = list(self._inbox[src])
+            if src != closing:
+                recording.open.add(src)
+        self._recordings[snapshot_id] = recording
+        markers = tuple(SendMarker(dst, Marker(snapshot_id, self.sent[dst])) for dst in self.outbound)
+        return markers + self._report_if_closed(snapshot_id, recording)
+
+    def _report_if_closed(self, snapshot_id: SnapshotId, recording: _Recording) -> tuple[Effect, ...]:
+        if recording.open:
+            return ()
+        del self._recordings[snapshot_id]
+        self._finished.add(snapshot_id)
+        channels = {src: ChannelState(recording.first[src], tuple(recording.payloads[src])) for src in self.inbound}
+        local = LocalSnapshot(self.node, snapshot_id, recording.captured, recording.sent, recording.received, channels)
+        return (Report(local),)
+
+    # -------------------------------------------------------------------- checks
+
+    def _seen_or_raise(self, src: str) -> int:
+        if src not in self._inbox:
+            raise ProtocolError(f"{self.node} has no channel from {src}", where=f"{src}->{self.node}")
+        return self.seen(src)
+
+    def _expect(self, src: str, got: int, noun: str, expected: int) -> None:
+        if got != expected:
+            raise ProtocolError(
+                f"{noun} {got} where {expected} was due: the channel lost, repeated or swapped an item",
+                where=f"{src}->{self.node}",
+            )

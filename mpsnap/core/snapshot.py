@@ -1,0 +1,289 @@
+"""Global snapshots: the merge of local ones, and the proof that the cut is consistent.
+
+This module owns what a finished snapshot is and what makes it right. It must not know how the parts were collected.
+
+Rules a maintainer keeps:
+
+- A `GlobalSnapshot` is a value: nothing in it changes, and it holds every node and every channel of its topology, empty
+  channels too. What is missing is an error of `verify`, never an empty list.
+- `verify` trusts nothing but counts: it does not ask how the parts came about. It runs on every snapshot taken, in
+  production, and is the oracle of every test. It proves the cut, not what the user's capture put into a state:
+  invariants are for that.
+- Reading runs no code from a snapshot. Values are decoded when they are looked at, by the codec given.
+
+Paper: section 2 (a consistent global state), theorem of section 4; the counting argument is the one the paper uses to
+derive the marker rules: for every channel, messages received before the cut <= messages sent before it, and the channel
+state is exactly the difference, in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from mpsnap.core.codec import Codec, thaw
+from mpsnap.core.errors import CodecError, ConsistencyError, InvariantError
+from mpsnap.core.protocol import ChannelState, LocalSnapshot, SnapshotId
+from mpsnap.core.topology import Channel, Topology
+
+#: Version of the bytes that `pack` makes; a reader refuses any other.
+FORMAT = 1
+
+_PLAIN = Codec()
+
+
+class Timer(NamedTuple):
+    """Call `method(ctx, *args)` after `remaining` seconds, then every `period` unless that is None; args are frozen."""
+
+    remaining: float
+    period: float | None
+    method: str
+    args: object
+
+
+class Captured(NamedTuple):
+    """Hold what a node's capture fixed at the cut: the user's state as bytes, and what the runtime keeps for it."""
+
+    state: bytes
+    timers: tuple[Timer, ...]
+    random: tuple[int | str, int]
+    passive: bool
+    finished: bool
+    emitted: int
+
+
+def pack(local: LocalSnapshot) -> bytes:
+    """Return a local snapshot as bytes, for the way to whoever collects; `local.captured` must be a `Captured`."""
+    captured = local.captured
+    assert isinstance(captured, Captured)
+    plain = {
+        "format": FORMAT,
+        "node": local.node,
+        "id": tuple(local.snapshot_id),
+        "state": captured.state,
+        "timers": [tuple(timer) for timer in captured.timers],
+        "random": captured.random,
+        "passive": captured.passive,
+        "finished": captured.finished,
+        "emitted": captured.emitted,
+        "sent": dict(local.sent),
+        "received": dict(local.received),
+        "channels": {src: (state.first, list(state.payloads)) for src, state in local.channels.items()},
+    }
+    return _PLAIN.encode(plain, where=f"the local snapshot of {local.node}")
+
+
+def unpack(data: bytes) -> LocalSnapshot:
+    """Read what `pack` made.
+
+    Raises:
+        CodecError: The bytes are none, or of another format.
+    """
+    plain = _PLAIN.decode(data)
+    if not isinstance(plain, dict):
+        raise CodecError(f"not a local snapshot: a {type(plain).__name__}")
+    try:
+        if plain["format"] != FORMAT:
+            raise CodecError(f"a local snapshot of format {plain['format']!r}, this version reads {FORMAT}")
+        captured = Captured(
+            plain["state"],
+            tuple(Timer(*timer) for timer in plain["timers"]),
+            plain["random"],
+            plain["passive"],
+            plain["finished"],
+            plain["emitted"],
+        )
+        channels = {src: ChannelState(first, tuple(payloads)) for src, (first, payloads) in plain["channels"].items()}
+        snapshot_id = SnapshotId(*plain["id"])
+        return LocalSnapshot(plain["node"], snapshot_id, captured, plain["sent"], plain["received"], channels)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CodecError(f"not a local snapshot: {error}") from error
+
+
+class NodeSnapshot:
+    """Show one node at the cut.
+
+    `sent` and `received` count messages per neighbour before the cut; `passive` says that it had nothing to do,
+    `finished` that it had called `ctx.finish()`.
+    """
+
+    def __init__(self, local: LocalSnapshot, codec: Codec) -> None:
+        assert isinstance(local.captured, Captured)
+        self._local = local
+        self._captured = local.captured
+        self._codec = codec
+        self.name = local.node
+        self.sent = local.sent
+        self.received = local.received
+        self.passive = local.captured.passive
+        self.finished = local.captured.finished
+        self.timers = local.captured.timers
+
+    @cached_property
+    def state(self) -> Any:
+        """The node's local state, decoded when first looked at."""
+        return self._codec.decode(self._captured.state)
+
+    def __repr__(self) -> str:
+        return f"<NodeSnapshot {self.name}: {self.state!r}>"
+
+
+class _Channels(Mapping[tuple[str, str], tuple[Any, ...]]):
+    """Map each channel to its messages in flight at the cut, decoded when looked at; `("N1", "N2")` works as a key."""
+
+    def __init__(self, topology: Topology, locals_: Mapping[str, LocalSnapshot], codecs: Mapping[str, Codec]) -> None:
+        self._topology = topology
+        self._locals = locals_
+        self._codecs = codecs
+
+    def __getitem__(self, channel: tuple[str, str]) -> tuple[Any, ...]:
+        src, dst = channel
+        if dst not in self._locals or src not in self._locals[dst].channels:
+            raise KeyError(channel)
+        return tuple(thaw(payload, self._codecs[dst]) for payload in self._locals[dst].channels[src].payloads)
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return iter(self._topology.channels)
+
+    def __len__(self) -> int:
+        return len(self._topology.channels)
+
+
+class GlobalSnapshot:
+    """Hold one consistent cut of a whole cluster: every node's local state and every channel's messages in flight.
+
+    Args:
+        number: 0, 1, 2... by order of initiation.
+        snapshot_id: The id its markers carried.
+        initiators: Nodes that were asked to record spontaneously.
+        topology: What a complete snapshot has to cover.
+        locals_: The local snapshots by node.
+        codecs: How to read each node's values.
+        duration: Seconds from the wish to the merge, None where there is no clock.
+
+    Example:
+        >>> snapshot.nodes["N1"].state                    # doctest: +SKIP
+        {'tokens': 7}
+        >>> snapshot.channels["N1", "N2"]                 # doctest: +SKIP
+        (2, 1)
+    """
+
+    def __init__(
+        self,
+        number: int,
+        snapshot_id: SnapshotId,
+        initiators: tuple[str, ...],
+        topology: Topology,
+        locals_: Mapping[str, LocalSnapshot],
+        codecs: Mapping[str, Codec],
+        duration: float | None = None,
+    ) -> None:
+        self.number = number
+        self.id = snapshot_id
+        self.initiators = initiators
+        self.topology = topology
+        self.duration = duration
+        self._locals = locals_
+        self.nodes: Mapping[str, NodeSnapshot] = {
+            node: NodeSnapshot(locals_[node], codecs[node]) for node in topology.nodes if node in locals_
+        }
+        self.channels: Mapping[tuple[str, str], tuple[Any, ...]] = _Channels(topology, locals_, codecs)
+
+    @property
+    def in_flight(self) -> int:
+        """How many messages were in flight at the cut, over all channels."""
+        return sum(len(state.payloads) for local in self._locals.values() for state in local.channels.values())
+
+    @property
+    def terminated(self) -> bool:
+        """Whether the cut proves that the computation has ended: every node passive and every channel empty.
+
+        Paper: section 5, stable properties. Nothing can happen after such a cut, so what holds in it holds for good.
+        """
+        return self.in_flight == 0 and all(node.passive for node in self.nodes.values())
+
+    @property
+    def verified(self) -> bool:
+        """Whether `verify` finds nothing."""
+        try:
+            self.verify()
+        except ConsistencyError:
+            return False
+        return True
+
+    def verify(self) -> None:
+        """Prove that this is a complete and consistent cut.
+
+        Raises:
+            ConsistencyError: It is not; `where` is the first node or channel that shows it.
+        """
+        for node in self.topology.nodes:
+            self._verify_node(node)
+        for stranger in self._locals.keys() - set(self.topology.nodes):
+            raise ConsistencyError(f"snapshot {self.id} holds a node that its topology does not", where=stranger)
+        for channel in self.topology.channels:
+            self._verify_channel(channel)
+
+    def _verify_node(self, node: str) -> None:
+        local = self._locals.get(node)
+        if local is None:
+            raise ConsistencyError(f"snapshot {self.id} lacks the local snapshot", where=node)
+        if (local.node, local.snapshot_id) != (node, self.id):
+            raise ConsistencyError(
+                f"snapshot {self.id} holds the part of {local.node} in snapshot {local.snapshot_id}", where=node
+            )
+        expected = {
+            "sent": (local.sent, self.topology.outbound(node)),
+            "received": (local.received, self.topology.inbound(node)),
+            "channels": (local.channels, self.topology.inbound(node)),
+        }
+        for part, (got, neighbours) in expected.items():
+            if set(got) != set(neighbours):
+                raise ConsistencyError(
+                    f"snapshot {self.id}: {part} covers {sorted(got)}, the topology has {sorted(neighbours)}",
+                    where=node,
+                )
+
+    def _verify_channel(self, channel: Channel) -> None:
+        sent = self._locals[channel.src].sent[channel.dst]
+        received = self._locals[channel.dst].received[channel.src]
+        first, payloads = self._locals[channel.dst].channels[channel.src]
+        if received > sent:
+            raise ConsistencyError(
+                f"snapshot {self.id}: {received} messages received before the cut, only {sent} sent before it",
+                where=str(channel),
+            )
+        if first != received + 1 or len(payloads) != sent - received:
+            raise ConsistencyError(
+                f"snapshot {self.id}: messages {received + 1}..{sent} were in flight, "
+                f"the channel state holds {len(payloads)} from {first}",
+                where=str(channel),
+            )
+
+    def __repr__(self) -> str:
+        return (
+            f"<GlobalSnapshot {self.number} ({self.id}): {len(self.nodes)} nodes, "
+            f"{len(self.topology.channels)} channels, {self.in_flight} messages in flight>"
+        )
+
+
+#: A function of a snapshot that has to be true of every one.
+Invariant = Callable[[GlobalSnapshot], object]
+
+
+def check_invariants(snapshot: GlobalSnapshot, invariants: Iterable[Invariant]) -> None:
+    """Ask each invariant about a snapshot.
+
+    Raises:
+        InvariantError: One is false or raises; names it and the cut.
+    """
+    for invariant in invariants:
+        name = getattr(invariant, "__qualname__", repr(invariant))
+        cut = f"snapshot {snapshot.number} ({snapshot.id})"
+        try:
+            holds = bool(invariant(snapshot))
+        except Exception as error:
+            raise InvariantError(f"invariant {name} raised on {cut}: {type(error).__name__}: {error}") from error
+        if not holds:
+            raise InvariantError(f"invariant {name} is false on {cut}")

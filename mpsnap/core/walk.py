@@ -1,0 +1,222 @@
+"""The walk through a value: can all of it be kept exactly, and if not, what cannot, and where.
+
+This module owns the rules that a value must obey to be kept, and the register of the user's classes that may be. It
+must not know how a value is written.
+
+The rules: every type is one of `kinds` or an allowed class; a value is a tree, so that nothing which can change is
+reached twice; no more than `MAX_DEPTH` levels. There are two walks with the same verdict: `survey` decides, as fast
+as it can, since it runs inside the pause of every snapshot and at the sending of payloads; `explain` names the place,
+after a refusal.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from itertools import chain
+from typing import Any
+
+from mpsnap.core.errors import CodecError
+from mpsnap.core.kinds import (
+    CLOCKS,
+    KINDS,
+    LEAVES,
+    MAPPINGS,
+    MUTABLE,
+    NATIVE,
+    SEQUENCES,
+    SIMPLE,
+    Opaque,
+    Shape,
+    class_name,
+    flaw_of,
+    instance_contents,
+    shape_of,
+    steps,
+)
+
+#: How many containers may stand inside each other. Well below what Python's own recursion, and msgpack's, allow.
+MAX_DEPTH = 100
+
+#: How many containers are looked at one by one, before going level by level is the faster way. Below `MAX_DEPTH`.
+_FEW = 32
+
+_HINT = (
+    "convert it to plain data, name its class in `types = (...)`, leave the attribute out with `transient = (...)`, "
+    "or set `pickle = True` on the Node"
+)
+_HINT_TREE = "keep it in one place and a key to it in the others, or a copy; `pickle = True` on the Node keeps sharing"
+
+
+class Classes:
+    """Know the user's classes that may be kept: those named, and those that a module defines.
+
+    Args:
+        types: Enum, dataclass and NamedTuple classes, wherever they are defined.
+        module: The name of an imported module; such classes at its top, or inside a class there, are allowed too.
+
+    Raises:
+        CodecError: One of `types` is no such class, or two of them have the same name.
+    """
+
+    __slots__ = ("_by_name", "_module", "_shapes")
+
+    def __init__(self, types: Iterable[type], module: str | None) -> None:
+        #: The allowed classes seen so far; those of the module join when they are met.
+        self._shapes: dict[type, Shape] = {}
+        self._by_name: dict[str, type] = {}
+        self._module = module
+        for cls in types:
+            shape = shape_of(cls) if isinstance(cls, type) else None
+            if shape is None:
+                raise CodecError(
+                    f"{cls!r} in `types` is not an Enum, dataclass or NamedTuple class",
+                    hint="name only such classes, and none that extends a built-in type such as dict",
+                )
+            if self._by_name.setdefault(shape.name, cls) is not cls:
+                raise CodecError(f"two classes in `types` have the name {shape.name}", hint="rename one of them")
+            self._shapes[cls] = shape
+
+    def shape(self, kind: type) -> Shape | None:
+        """Return the shape of an allowed class, None for every other type."""
+        shape = self._shapes.get(kind)
+        if shape is None and kind.__module__ == self._module and self.find(class_name(kind)) is kind:
+            return self._shapes[kind]
+        return shape
+
+    def find(self, name: str) -> type | None:
+        """Return the allowed class of that name, None if there is none. Imports nothing."""
+        cls = self._by_name.get(name)
+        if cls is not None or self._module is None or not name.startswith(self._module + ":"):
+            return cls
+        found: Any = sys.modules.get(self._module)
+        for step in name[len(self._module) + 1 :].split("."):
+            # Not getattr: a module may import, or do anything else, when it is asked for a name it does not have.
+            found = getattr(found, "__dict__", {}).get(step)
+        shape = shape_of(found) if isinstance(found, type) else None
+        if shape is None or shape.name != name:
+            return None
+        self._shapes[found], self._by_name[name] = shape, found
+        return self._by_name[name]
+
+
+def survey(value: object, classes: Classes) -> set[type] | None:
+    """Return the types in a value that can be kept (those of a small native one may be missing), None for all others.
+
+    Level by level and, within a level, kind by kind, so that nearly all the work on big containers happens in C.
+    """
+    if _is_simple(value, set()):
+        return set()
+    kinds = {type(value)}
+    reached: set[int] = set()
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        here = set(map(type, level))
+        below: list[Any] = []
+        for kind in here - LEAVES:
+            group = level if len(here) == 1 else [item for item in level if type(item) is kind]
+            shape = None if kind in KINDS else classes.shape(kind)
+            if _is_mutable(kind, shape):
+                distinct = len(reached) + len(group)
+                reached.update(map(id, group))
+                if len(reached) < distinct:
+                    return None
+            contents = _contents(kind, shape, group)
+            if contents is None:
+                return None
+            for content in contents:
+                found = set(map(type, content()))
+                kinds |= found
+                if not found <= LEAVES:
+                    below += content()
+        if not below:
+            return kinds
+        level = below
+    return None
+
+
+def explain(value: object, where: str, classes: Classes) -> CodecError:
+    """Return the error for the first thing that `survey` refused in a value whose own path is `where`."""
+    error = _refusal(value, where, classes, {}, frozenset())
+    return error or CodecError("the value changed while it was looked at", where=where)
+
+
+def _is_simple(value: Any, met: set[int]) -> bool:
+    """Return whether a value is certainly a small tree of native kinds, or a flat one of any size.
+
+    Most payloads are, and are spared the cost of going level by level. False means no more than: look properly.
+    """
+    kind = type(value)
+    if kind is dict:
+        if not NATIVE.issuperset(map(type, value)):
+            return False
+        items = value.values()
+    elif kind is list or kind is tuple:
+        items = value
+    else:
+        return kind in NATIVE
+    if id(value) in met or len(met) >= _FEW:
+        return False
+    met.add(id(value))
+    if NATIVE.issuperset(map(type, items)):
+        return True
+    return len(items) <= _FEW and all(_is_simple(item, met) for item in items if type(item) not in NATIVE)
+
+
+def _is_mutable(kind: type, shape: Shape | None) -> bool:
+    return kind in MUTABLE or (shape is not None and shape.mutable)
+
+
+def _contents(kind: type, shape: Shape | None, group: list[Any]) -> tuple[Callable[[], Iterable[object]], ...] | None:
+    """Return functions that run through what values of one kind hold, or None if one of the values cannot be kept."""
+    if kind in SEQUENCES:
+        return (lambda: chain.from_iterable(group),)
+    if kind is dict or (kind in MAPPINGS and not any(flaw_of(item, None) for item in group)):
+        # Views of the values one at a time: a list of them all would set off the garbage collector.
+        return (lambda: chain.from_iterable(group), lambda: chain.from_iterable(map(dict.values, group)))
+    if kind in CLOCKS:
+        return (lambda: [item.tzinfo for item in group],)
+    if shape is not None:
+        contents = instance_contents(group, shape)
+        return None if contents is None else (lambda: chain.from_iterable(contents),)
+    if (kind not in SIMPLE and kind is not Opaque) or any(flaw_of(item, None) for item in group):
+        return None
+    return (lambda: [held for item in group for _, held in steps(item, None)],)
+
+
+def _refusal(
+    value: object, where: str, classes: Classes, reached: dict[int, str], around: frozenset[int]
+) -> CodecError | None:
+    """Look at one value and, in order, at what is in it; None if all of it can be kept.
+
+    `reached` has the path of everything met so far that can change, `around` what this value stands in.
+    """
+    kind = type(value)
+    if kind in LEAVES:
+        return None
+    shape = classes.shape(kind)
+    if shape is None and kind not in KINDS and kind not in (list, dict, Opaque):
+        return CodecError(f"a value of type {_type_name(kind)} cannot be kept exactly", where=where, hint=_HINT)
+    flaw = flaw_of(value, shape)
+    if flaw is not None:
+        return CodecError(flaw, where=where, hint=_HINT)
+    if len(around) >= MAX_DEPTH:
+        return CodecError(f"more than {MAX_DEPTH} levels are nested here", where=where, hint="make it flatter")
+    if _is_mutable(kind, shape):
+        if id(value) in around:
+            what = f"this is the {kind.__name__} at {reached[id(value)]} again, which so contains itself"
+            return CodecError(what, where=where, hint=_HINT_TREE)
+        if id(value) in reached:
+            what = f"this {kind.__name__} is also at {reached[id(value)]}, and would come back as two"
+            return CodecError(what, where=where, hint=_HINT_TREE)
+        reached[id(value)] = where
+    around |= {id(value)}
+    for step, item in steps(value, shape):
+        error = _refusal(item, where + step, classes, reached, around)
+        if error is not None:
+            return error
+    return None
+
+
+def _type_name(kind: type) -> str:
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

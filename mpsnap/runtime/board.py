@@ -1,0 +1,99 @@
+"""A few numbers that every process of a cluster can read at any time, even of one that hangs or is dead.
+
+This module owns the layout of the shared memory. Each slot has exactly one writer, and a slot is one aligned 8-byte
+word, so no lock is needed: a reader sees the old number or the new one. Numbers here are for flow control, status and
+error texts; nothing about the consistency of a cut rests on them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from multiprocessing.context import BaseContext
+from typing import Any
+
+from mpsnap.core.node import PHASES
+from mpsnap.core.topology import Channel, Topology
+
+_PHASE_NUMBER = {phase: number for number, phase in enumerate(PHASES)}
+
+
+class Board:
+    """Hold, per node, its phase and the time of its last turn; per channel, messages sent and taken.
+
+    Made by the supervisor from the one context of the cluster, and handed to every node at its start.
+    """
+
+    def __init__(self, context: BaseContext, topology: Topology) -> None:
+        self._nodes = {node: k for k, node in enumerate(topology.nodes)}
+        self._channels = {channel: k for k, channel in enumerate(topology.channels)}
+        words = 2 * len(self._nodes) + 2 * len(self._channels)
+        self._memory: Any = context.RawArray(ctypes.c_uint64, words)
+        self._open()
+
+    def _open(self) -> None:
+        self._words = memoryview(self._memory).cast("B").cast("Q")
+        self._sent = 2 * len(self._nodes)
+        self._taken = self._sent + len(self._channels)
+
+    def __getstate__(self) -> tuple[object, ...]:
+        return (self._nodes, self._channels, self._memory)
+
+    def __setstate__(self, state: Sequence[Any]) -> None:
+        self._nodes, self._channels, self._memory = state
+        self._open()
+
+    def phase(self, node: str) -> str:
+        """Return what the node does, or last did: a word of `PHASES`."""
+        return PHASES[self._words[2 * self._nodes[node]]]
+
+    def turn_began(self, node: str) -> float:
+        """Return when the node's last turn began, in seconds of the monotonic clock; 0 before the first."""
+        return self._words[2 * self._nodes[node] + 1] / 1e9
+
+    def sent(self, channel: Channel) -> int:
+        """Return how many messages of the channel were given to the pipe or its outbox."""
+        return self._words[self._sent + self._channels[channel]]
+
+    def taken(self, channel: Channel) -> int:
+        """Return how many messages of the channel were handed to its receiver's code."""
+        return self._words[self._taken + self._channels[channel]]
+
+    def totals(self) -> tuple[int, int]:
+        """Return messages sent and taken over all channels."""
+        return sum(self._words[self._sent : self._taken]), sum(self._words[self._taken :])
+
+    def node_view(self, node: str) -> NodeView:
+        """Return the slots that the process of `node` writes."""
+        return NodeView(self._words, 2 * self._nodes[node])
+
+    def sent_slot(self, channel: Channel) -> int:
+        """Return the index, in `words`, of what the channel's sender writes."""
+        return self._sent + self._channels[channel]
+
+    def taken_slot(self, channel: Channel) -> int:
+        """Return the index, in `words`, of what the channel's receiver writes."""
+        return self._taken + self._channels[channel]
+
+    @property
+    def words(self) -> memoryview:
+        """The memory itself, for the node's loop."""
+        return self._words
+
+
+class NodeView:
+    """Write one node's phase and the time of its turns."""
+
+    __slots__ = ("_at", "_words")
+
+    def __init__(self, words: memoryview, at: int) -> None:
+        self._words = words
+        self._at = at
+
+    def phase(self, phase: str) -> None:
+        """Note what the node does from now on."""
+        self._words[self._at] = _PHASE_NUMBER[phase]
+
+    def turn(self, now: float) -> None:
+        """Note that a turn begins."""
+        self._words[self._at + 1] = int(now * 1e9)

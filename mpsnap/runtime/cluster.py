@@ -1,0 +1,362 @@
+"""`Cluster`: a running cluster for Python programs, tests and interactive work.
+
+This module owns the thread that pumps a supervisor and the calls that other threads make. It must not know how nodes
+run: whatever it wants goes to the supervisor as a request, carried out in that one thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, TypeVar
+
+from mpsnap.core.errors import AppError, ClusterError, InvariantError, MpsnapError
+from mpsnap.core.events import (
+    ClusterStarted,
+    ClusterStopped,
+    Emitted,
+    Event,
+    Replied,
+    SnapshotAbandoned,
+    SnapshotCompleted,
+)
+from mpsnap.core.program import NodeSpec, Program, assign
+from mpsnap.core.protocol import SnapshotId
+from mpsnap.core.snapshot import GlobalSnapshot, Invariant, check_invariants
+from mpsnap.core.topology import Topology, parse_topology
+from mpsnap.runtime.incarnation import EXIT_NO_MAIN_GUARD
+from mpsnap.runtime.supervisor import SNAPSHOT_SECONDS, STOP_SECONDS, WINDOW, Supervisor
+
+T = TypeVar("T")
+
+#: Snapshots that `Cluster.snapshots` keeps.
+KEPT = 100
+#: How long the pump sleeps when it has nothing to do; requests ring a bell.
+_IDLE_SECONDS = 60.0
+
+
+class Cluster:
+    """Run nodes as processes, and take consistent snapshots of them while they run.
+
+    Use it as a context manager: it starts on entry, and on exit asks the nodes to stop and leaves no process behind.
+    A failure of the cluster is raised by the call that meets it first, at the latest on exit.
+
+    Args:
+        topology: A `Topology`, or a specification such as "ring:4".
+        nodes: A Node class, its import string, or a mapping of node name or glob to a class or to (class, parameters).
+        params: Parameters of `setup`, for every node that takes them.
+        start_method: "fork", "forkserver" or "spawn"; None takes the best one here.
+        seed: Of every node's `ctx.random`.
+        snapshot_every: Take a snapshot every so many seconds, initiated by the nodes in turn.
+        snapshot_timeout: Seconds after which a snapshot is given up.
+        invariants: Functions of a `GlobalSnapshot`, checked on every one; one that is false or raises ends the cluster.
+        window: Messages of one channel that may be sent and not taken before its sender pauses.
+        allow_threads: Permit "fork" although other threads run.
+
+    Raises:
+        InputError: What was asked for cannot be done; nothing was started.
+
+    Example:
+        >>> with Cluster("ring:3", "mpsnap.apps.tokens:Tokens") as cluster:   # doctest: +SKIP
+        ...     snapshot = cluster.snapshot("N2")
+        >>> snapshot.verify()                                                 # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        topology: Topology | str,
+        nodes: NodeSpec | Mapping[str, NodeSpec],
+        *,
+        params: Mapping[str, Any] | None = None,
+        start_method: str | None = None,
+        seed: int = 0,
+        snapshot_every: float | None = None,
+        snapshot_timeout: float = SNAPSHOT_SECONDS,
+        invariants: Iterable[Invariant] = (),
+        window: int = WINDOW,
+        allow_threads: bool = False,
+    ) -> None:
+        _refuse_to_start_in_a_node()
+        if isinstance(topology, str):
+            topology = parse_topology(topology)
+        self.topology, programs = assign(topology, nodes, params)
+        self._supervisor = Supervisor(
+            self.topology,
+            programs,
+            start_method=start_method,
+            seed=seed,
+            window=window,
+            snapshot_timeout=snapshot_timeout,
+            until_terminated=not any(program.load().endless for program in programs.values()),
+            allow_threads=allow_threads,
+        )
+        _refuse_what_a_session_cannot_ship(programs, self._supervisor.start_method)
+        self._every = snapshot_every
+        self._turns = 0
+        self._next_snapshot = float("inf")
+        self._invariants = tuple(invariants)
+        #: Snapshots that somebody waits for.
+        self._awaited: dict[SnapshotId, Future[GlobalSnapshot]] = {}
+        self._replies: dict[int, Future[object]] = {}
+        self._requests: deque[Callable[[], None]] = deque()
+        self._kept: deque[GlobalSnapshot] = deque(maxlen=KEPT)
+        self._outputs: list[tuple[str, int, object]] = []
+        #: Held for, and notified of, every change of the three below.
+        self._changed = threading.Condition()
+        self._started = False
+        self._ended = False
+        self._error: MpsnapError | None = None
+        self._thread = threading.Thread(target=self._pump, name="mpsnap-supervisor", daemon=True)
+
+    # ------------------------------------------------------------------ life
+
+    def start(self) -> Cluster:
+        """Start every node and return when all have run their `setup`; `with` does this.
+
+        Raises:
+            ClusterError: A node could not be started; none is left.
+        """
+        # The processes are made here and not in the thread: under fork, a child of a program with two threads can
+        # deadlock on whatever lock the other one holds.
+        self._supervisor.start()
+        self._thread.start()
+        self._wait_for(lambda: self._started or self._ended)
+        self._raise_error()
+        return self
+
+    def stop(self, timeout: float = STOP_SECONDS) -> None:
+        """Ask the nodes to stop, end by signals who has not after `timeout` seconds, and leave no process behind.
+
+        Raises:
+            ClusterError: The cluster had failed, or a node had to be killed.
+        """
+        self._end(lambda: self._supervisor.stop(timeout))
+        self._raise_error()
+
+    def kill(self) -> None:
+        """End every node at once and leave no process behind."""
+        self._end(self._supervisor.kill)
+
+    def __enter__(self) -> Cluster:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.stop()
+        else:
+            # The error of the body is the one to be seen; it may itself be the cluster's.
+            self._end(self._supervisor.stop)
+
+    # ------------------------------------------------------------- what it is for
+
+    def snapshot(self, *initiators: str, timeout: float | None = None) -> GlobalSnapshot:
+        """Take a consistent snapshot of all nodes and channels, initiated at all of `initiators`.
+
+        Initiators are added where the given ones cannot reach every node; with none given, only those needed initiate.
+        Several threads may take snapshots at once.
+
+        Raises:
+            SnapshotError: It did not complete within `timeout` seconds; names the nodes and channels that are missing.
+            InvariantError: It breaks an invariant.
+            ClusterError: The cluster has failed or is not running.
+        """
+        return self._request(lambda: self._begin_snapshot(initiators, timeout)).result().result()
+
+    def command(self, node: str, command: object) -> object:
+        """Give `command`, plain data, to the node's `on_command` and return what it returns.
+
+        Raises:
+            CodecError: The command is not plain data.
+            ClusterError: The cluster has failed, is not running, or has no such node.
+        """
+        return self._request(lambda: self._begin_command(node, command)).result().result()
+
+    def wait(self, timeout: float | None = None) -> GlobalSnapshot | None:
+        """Wait until a cut proves that the program has ended by itself, and return that cut.
+
+        Returns:
+            None if `timeout` seconds passed first, or the cluster was stopped. A program with `endless = True` on one
+            of its classes ends in no other way.
+
+        Raises:
+            ClusterError: The cluster has failed.
+        """
+        self._wait_for(lambda: self._supervisor.terminated is not None or self._ended, timeout)
+        self._raise_error()
+        return self._supervisor.terminated
+
+    def status(self) -> dict[str, Any]:
+        """Return what is known now without asking the nodes, so also when they hang: plain data.
+
+        Keys: `state`; `nodes` with `pid` and `phase` each; `channels` with `sent` and `taken` each; `snapshots`, the
+        open ones, with `id`, `number`, `seconds` and the nodes that are `missing`.
+        """
+        if self._ended or not self._thread.is_alive():
+            return self._supervisor.status()
+        return self._request(self._supervisor.status).result()
+
+    @property
+    def snapshots(self) -> list[GlobalSnapshot]:
+        """The newest snapshots, at most 100, in the order in which they completed."""
+        return list(self._kept)
+
+    @property
+    def outputs(self) -> list[tuple[str, int, object]]:
+        """What the nodes have emitted so far: (node, n, record)."""
+        return list(self._outputs)
+
+    def __repr__(self) -> str:
+        return f"<Cluster {self.topology.name} of {len(self.topology.nodes)} nodes: {self._supervisor.state}>"
+
+    # ------------------------------------------------------------------ requests
+
+    def _request(self, act: Callable[[], T]) -> Future[T]:
+        """Have `act` called by the pumping thread; its result or error comes with the future."""
+        future: Future[T] = Future()
+
+        def carry_out() -> None:
+            try:
+                future.set_result(act())
+            except BaseException as error:
+                future.set_exception(error)
+
+        with self._changed:
+            if self._ended or not self._thread.is_alive():
+                self._raise_error()
+                raise ClusterError(f"the cluster is {self._supervisor.state}", hint="with Cluster(...) as cluster:")
+            self._requests.append(carry_out)
+            self._supervisor.ring()
+        return future
+
+    def _begin_snapshot(self, initiators: tuple[str, ...], timeout: float | None) -> Future[GlobalSnapshot]:
+        future: Future[GlobalSnapshot] = Future()
+        self._awaited[self._supervisor.trigger(initiators, timeout)] = future
+        return future
+
+    def _begin_command(self, node: str, command: object) -> Future[object]:
+        future: Future[object] = Future()
+        self._replies[self._supervisor.command(node, command)] = future
+        return future
+
+    def _end(self, how: Callable[[], None]) -> None:
+        if self._thread.ident is None:
+            self._supervisor.close()
+            return
+        # It may have ended already, which is what is wanted; why it did, _raise_error tells.
+        with contextlib.suppress(MpsnapError):
+            self._request(how)
+        self._thread.join()
+
+    def _wait_for(self, holds: Callable[[], bool], timeout: float | None = None) -> None:
+        with self._changed:
+            self._changed.wait_for(holds, timeout)
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    # ---------------------------------------------------------- the pumping thread
+
+    def _pump(self) -> None:
+        try:
+            while not self._supervisor.ended:
+                while self._requests:
+                    self._requests.popleft()()
+                self._take_turn()
+                pause = min(_IDLE_SECONDS, max(0.0, self._next_snapshot - time.monotonic()))
+                for event in self._supervisor.pump(pause):
+                    self._attend(event)
+            # A request may have ended it; what that brought about is still to be told.
+            for event in self._supervisor.pump(0):
+                self._attend(event)
+        except Exception as error:
+            self._error = ClusterError(f"the supervisor failed: {type(error).__name__}: {error}")
+            self._error.__cause__ = error
+        finally:
+            self._supervisor.close()
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+            self._refuse_the_rest()
+
+    def _take_turn(self) -> None:
+        if self._every is None or time.monotonic() < self._next_snapshot or self._supervisor.state != "running":
+            return
+        self._next_snapshot = time.monotonic() + self._every
+        initiator = self.topology.nodes[self._turns % len(self.topology.nodes)]
+        self._turns += 1
+        self._supervisor.trigger([initiator])
+
+    def _attend(self, event: Event) -> None:
+        if isinstance(event, ClusterStarted):
+            if self._every is not None:
+                self._next_snapshot = time.monotonic() + self._every
+            self._started = True
+        elif isinstance(event, SnapshotCompleted):
+            self._complete(event.snapshot)
+        elif isinstance(event, SnapshotAbandoned):
+            future = self._awaited.pop(event.snapshot_id, None)
+            if future is not None:
+                future.set_exception(event.error)
+        elif isinstance(event, Replied):
+            self._replies.pop(event.ticket).set_result(event.value)
+        elif isinstance(event, Emitted):
+            self._outputs.append((event.node, event.n, event.record))
+        elif isinstance(event, ClusterStopped):
+            self._error = self._error or event.error
+        with self._changed:
+            self._changed.notify_all()
+
+    def _complete(self, snapshot: GlobalSnapshot) -> None:
+        future = self._awaited.pop(snapshot.id, None)
+        try:
+            check_invariants(snapshot, self._invariants)
+        except InvariantError as error:
+            self._error = self._error or error
+            if future is not None:
+                future.set_exception(error)
+            self._supervisor.kill()
+            return
+        self._kept.append(snapshot)
+        if future is not None:
+            future.set_result(snapshot)
+
+    def _refuse_the_rest(self) -> None:
+        reason = self._error or ClusterError("the cluster has stopped")
+        futures: list[Future[Any]] = [*self._awaited.values(), *self._replies.values()]
+        for future in futures:
+            future.set_exception(reason)
+        self._awaited.clear()
+        self._replies.clear()
+        while self._requests:
+            # Refused by the supervisor, each in its own words.
+            self._requests.popleft()()
+
+
+def _refuse_to_start_in_a_node() -> None:
+    """Stop a node process whose import of the user's script has come to the start of a cluster."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        # An exception would print one traceback a node; the exit status lets the supervisor say it once.
+        os._exit(EXIT_NO_MAIN_GUARD)
+
+
+def _refuse_what_a_session_cannot_ship(programs: Mapping[str, Program], start_method: str) -> None:
+    main = sys.modules["__main__"]
+    if start_method == "fork" or hasattr(main, "__file__"):
+        return
+    for program in programs.values():
+        if program.reference.startswith("__main__:"):
+            raise AppError(
+                f"{program.reference} was defined in an interactive session, which {start_method} cannot import",
+                hint="start_method='fork', or the class in a file",
+            )

@@ -1,0 +1,103 @@
+"""One snapshot while its parts come in.
+
+This module owns what the supervisor knows of an open snapshot, and the words for what is missing. It must not know
+pipes or processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from mpsnap.core.codec import Codec
+from mpsnap.core.errors import MpsnapError, ProtocolError, SnapshotError
+from mpsnap.core.protocol import LocalSnapshot, SnapshotId
+from mpsnap.core.snapshot import GlobalSnapshot
+from mpsnap.core.topology import Topology
+
+#: Names of nodes or channels that one error lists before it counts the rest.
+NAMED = 6
+
+
+class Collection:
+    """Gather the local snapshots of one global snapshot.
+
+    Args:
+        number: Its place in the order of initiation, None for a probe that nobody asked for.
+        snapshot_id: Its id.
+        initiators: The nodes asked to record spontaneously.
+        began: When, on the supervisor's clock.
+        timeout: Seconds after which it is given up.
+    """
+
+    def __init__(
+        self, number: int | None, snapshot_id: SnapshotId, initiators: tuple[str, ...], began: float, timeout: float
+    ) -> None:
+        self.number = number
+        self.id = snapshot_id
+        self.initiators = initiators
+        self.began = began
+        self.timeout = timeout
+        #: Parts that have come in, by node.
+        self.parts: dict[str, LocalSnapshot] = {}
+        #: When it was given up: the sources whose marker each node still awaited, None if it had not recorded.
+        self.answers: dict[str, tuple[str, ...] | None] = {}
+
+    def add(self, local: LocalSnapshot) -> None:
+        """Take a part in.
+
+        Raises:
+            ProtocolError: The node has reported already.
+        """
+        if local.node in self.parts:
+            raise ProtocolError(f"second report for snapshot {self.id}", where=local.node)
+        self.parts[local.node] = local
+
+    def missing(self, topology: Topology) -> tuple[str, ...]:
+        """Return the nodes that have not reported."""
+        return tuple(node for node in topology.nodes if node not in self.parts)
+
+    def merge(self, number: int, topology: Topology, codecs: Mapping[str, Codec], now: float) -> GlobalSnapshot:
+        """Return the global snapshot, verified.
+
+        Raises:
+            ConsistencyError: It is not consistent or not complete.
+        """
+        snapshot = GlobalSnapshot(
+            number, self.id, self.initiators, topology, self.parts, codecs, duration=now - self.began
+        )
+        snapshot.verify()
+        return snapshot
+
+    def expired(self, topology: Topology, doing: Callable[[str], str]) -> SnapshotError:
+        """Return the error that names what was missing when the time was over; `doing` tells what a node does."""
+        reasons = []
+        silent = []
+        for node in self.missing(topology):
+            if node not in self.answers:
+                silent.append(node)
+                continue
+            awaited = self.answers[node]
+            if awaited is None:
+                reasons.append(f"{node} has not recorded")
+            else:
+                reasons.append(f"{node} awaits the marker on {_some([f'{src}->{node}' for src in awaited])}")
+        # Those that do not answer come first: they are why the others wait.
+        reasons = [f"{node} does not answer ({doing(node)})" for node in silent] + reasons
+        return SnapshotError(
+            f"snapshot {self} did not complete within {self.timeout:g} s: {_some(reasons, '; ')}",
+            where=(silent + list(self.missing(topology)))[0],
+            hint="a longer timeout, or a look at why that node does not come back from its hook",
+        )
+
+    def lost(self, error: MpsnapError | None) -> SnapshotError:
+        """Return the error for a snapshot that the end of the cluster took with it."""
+        reason = "the cluster stopped" if error is None else error.what
+        return SnapshotError(f"snapshot {self} was abandoned: {reason}", where=error.where if error else None)
+
+    def __str__(self) -> str:
+        return str(self.id) if self.number is None else f"{self.number} ({self.id})"
+
+
+def _some(items: list[str], separator: str = ", ") -> str:
+    more = len(items) - NAMED
+    return separator.join(items[:NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,39 @@
+"""What is to be done at which time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable
+
+
+class Deadlines:
+    """Hold named things to do, each once, on the monotonic clock: a changed wall clock moves none of them."""
+
+    def __init__(self) -> None:
+        self._todo: dict[Hashable, tuple[float, Callable[[], None]]] = {}
+
+    def set(self, name: Hashable, seconds: float, act: Callable[[], None]) -> None:
+        """Have `act` called `seconds` from now; replaces what has the same name."""
+        self._todo[name] = (time.monotonic() + seconds, act)
+
+    def cancel(self, name: Hashable) -> None:
+        """Forget one; nothing happens if there is none."""
+        self._todo.pop(name, None)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._todo.clear()
+
+    def seconds_left(self) -> float:
+        """Return the seconds until the next one is due: 0 if it is, infinity if there is none."""
+        next_due = min((when for when, _ in self._todo.values()), default=float("inf"))
+        return max(0.0, next_due - time.monotonic())
+
+    def keep(self) -> None:
+        """Do what is due."""
+        now = time.monotonic()
+        for name in [name for name, (when, _) in self._todo.items() if when <= now]:
+            # One that is due may have been cancelled by the one before it.
+            if name in self._todo:
+                _, act = self._todo.pop(name)
+                act()

@@ -1,0 +1,128 @@
+"""Small plain messages between the supervisor and one node, over a pipe that neither may block on.
+
+This module owns the frames of control pipes and result queues. It must not know what the messages mean.
+
+A frame is at most 4096 bytes, header included: the kernel writes that much at once or not at all (PIPE_BUF), so a
+writer that is killed leaves no half frame. A longer message is cut into numbered frames; whoever dies between two of
+them leaves a message that never becomes complete, and is seen to be dead by its process, not by its pipe.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections import deque
+
+from mpsnap.core.codec import Codec
+from mpsnap.core.errors import ProtocolError
+
+#: PIPE_BUF of Linux; the size that cannot tear.
+FRAME_BYTES = 4096
+
+#: Bytes that follow, this part's number, how many parts.
+_HEADER = struct.Struct("!HII")
+_BODY_BYTES = FRAME_BYTES - _HEADER.size
+_READ_BYTES = 64 * 1024
+_CODEC = Codec()
+
+#: A kind, then what belongs to it; plain data.
+Note = tuple[object, ...]
+
+
+class FrameWriter:
+    """Write notes into a pipe; what it does not take now stays in a backlog."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        os.set_blocking(fd, False)
+        self._backlog: deque[bytes] = deque()
+
+    @property
+    def backlog_bytes(self) -> int:
+        """About how many bytes wait to be written."""
+        return len(self._backlog) * FRAME_BYTES
+
+    def post(self, note: Note) -> None:
+        """Append one note and write what the pipe takes now."""
+        data = _CODEC.encode(note, where="note")
+        parts = max(1, -(-len(data) // _BODY_BYTES))
+        for k in range(parts):
+            body = data[k * _BODY_BYTES : (k + 1) * _BODY_BYTES]
+            self._backlog.append(_HEADER.pack(len(body), k, parts) + body)
+        self.flush()
+
+    def flush(self) -> bool:
+        """Write what the pipe takes now; return whether nothing is left over.
+
+        Raises:
+            BrokenPipeError: The reader is gone.
+        """
+        while self._backlog:
+            try:
+                # One write per frame: two joined would exceed PIPE_BUF and could tear.
+                os.write(self.fd, self._backlog[0])
+            except BlockingIOError:
+                return False
+            self._backlog.popleft()
+        return True
+
+
+class FrameReader:
+    """Read notes from a pipe."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        os.set_blocking(fd, False)
+        self._buffer = bytearray()
+        self._parts: list[bytes] = []
+        #: Whether the writer has closed its end and everything was read.
+        self.ended = False
+
+    def read(self) -> list[Note]:
+        """Return the notes that are complete by now; reads at most 64 KiB.
+
+        Raises:
+            ProtocolError: What arrived is not what a `FrameWriter` writes.
+        """
+        return self._parse() if self._fill() else []
+
+    def drain(self) -> list[Note]:
+        """Return all notes that a writer which is dead by now has left."""
+        notes: list[Note] = []
+        while self._fill():
+            notes += self._parse()
+        return notes
+
+    def _fill(self) -> bool:
+        try:
+            data = os.read(self.fd, _READ_BYTES)
+        except BlockingIOError:
+            return False
+        self.ended = not data
+        self._buffer += data
+        return bool(data)
+
+    def _parse(self) -> list[Note]:
+        notes: list[Note] = []
+        at = 0
+        while len(self._buffer) - at >= _HEADER.size:
+            length, part, parts = _HEADER.unpack_from(self._buffer, at)
+            end = at + _HEADER.size + length
+            if len(self._buffer) < end:
+                break
+            if part != len(self._parts):
+                raise ProtocolError(f"part {part} of a note where part {len(self._parts)} was due")
+            self._parts.append(bytes(self._buffer[at + _HEADER.size : end]))
+            at = end
+            if part + 1 == parts:
+                notes.append(_note(b"".join(self._parts)))
+                self._parts = []
+        del self._buffer[:at]
+        return notes
+
+
+def _note(data: bytes) -> Note:
+    note = _CODEC.decode(data)
+    if not isinstance(note, tuple) or not note:
+        raise ProtocolError(f"a {type(note).__name__} where a note was due")
+    return note

@@ -1,0 +1,244 @@
+"""One generation of all node processes, with everything that belongs to it.
+
+This module owns spawning, fencing and reaping, and every queue, pipe, process and descriptor of one incarnation: they
+are made together and dropped together. It must not know snapshots.
+
+Rules a maintainer keeps:
+
+- A queue that lost an end is never repaired or used again; whoever goes on after a death makes a new incarnation.
+- Nodes are killed and waited for by pidfd. `Process.kill` and `is_alive` are not enough: once a forkserver is dead they
+  report exit status 255 for nodes that are alive, and the kill does nothing.
+- Every queue is held until all nodes are dead. Dropped earlier, a node that is still starting under spawn or forkserver
+  finds its semaphores gone.
+- Never `waitpid(-1)`: it steals the status of somebody else's child.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import time
+from collections.abc import Mapping
+from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
+from typing import Any, NamedTuple
+
+from mpsnap.core.errors import ClusterError
+from mpsnap.core.program import Program
+from mpsnap.core.topology import Channel, Topology
+from mpsnap.runtime import lifeline
+from mpsnap.runtime.board import Board
+from mpsnap.runtime.channel import close_reader, close_writer, reader_fd
+from mpsnap.runtime.frames import FrameReader, FrameWriter
+from mpsnap.runtime.process import NodeSpec, node_main
+
+#: How long the fence waits for a killed process; the kernel needs milliseconds, a process in disk sleep more.
+FENCE_SECONDS = 5.0
+#: Exit status of a process that starts a cluster while it is itself being started by one.
+EXIT_NO_MAIN_GUARD = 78
+
+
+class Endpoints(NamedTuple):
+    """Hold the supervisor's side of one node."""
+
+    process: BaseProcess
+    pidfd: int
+    pid: int
+    control: FrameWriter
+    results: FrameReader
+
+
+class Incarnation:
+    """Spawn all nodes of a cluster; hold them until `close`.
+
+    Args:
+        number: Part of every snapshot id; counts up.
+        topology: Nodes and channels.
+        programs: What each node runs.
+        context: The one multiprocessing context of the cluster.
+        seed: Of the run.
+        window: Messages of one channel that may be sent and not taken before its sender pauses.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        topology: Topology,
+        programs: Mapping[str, Program],
+        context: BaseContext,
+        *,
+        seed: int,
+        window: int,
+    ) -> None:
+        self.number = number
+        self.topology = topology
+        self.board = Board(context, topology)
+        self.nodes: dict[str, Endpoints] = {}
+        self._context = context
+        self._queues: dict[Channel, Queue[Any]] = {}
+        self._results: dict[str, Queue[Any]] = {}
+        #: Per node, the read and write ends of its control pipe and its life pipe.
+        self._control: dict[str, tuple[Connection, Connection]] = {}
+        self._life: dict[str, tuple[Connection, Connection]] = {}
+        self._closed = False
+        lifeline.forget_in_children(self)
+        try:
+            self._make_channels()
+            for node in topology.nodes:
+                self._spawn(node, programs[node], seed, window)
+        except BaseException:
+            self.kill()
+            self.close()
+            raise
+
+    # -------------------------------------------------------------- spawning
+
+    def _make_channels(self) -> None:
+        for channel in self.topology.channels:
+            self._queues[channel] = self._context.Queue()
+        for node in self.topology.nodes:
+            self._results[node] = self._context.Queue()
+            self._control[node] = self._context.Pipe(duplex=False)
+            self._life[node] = self._context.Pipe(duplex=False)
+
+    def _spawn(self, node: str, program: Program, seed: int, window: int) -> None:
+        spec = NodeSpec(
+            name=node,
+            program=program,
+            inbound={src: self._queues[Channel(src, node)] for src in self.topology.inbound(node)},
+            outbound={dst: self._queues[Channel(node, dst)] for dst in self.topology.outbound(node)},
+            results=self._results[node],
+            control=self._control[node][0],
+            life=self._life[node][0],
+            board=self.board,
+            unreachable=self.topology.unreachable_from(node),
+            incarnation=self.number,
+            seed=seed,
+            window=window,
+        )
+        forked = self._context.get_start_method() == "fork"
+        release = (lambda: self._release_for(node)) if forked else None
+        process: BaseProcess = self._context.Process(  # type: ignore[attr-defined]
+            target=node_main, args=(spec, release), name=f"mpsnap-{node}", daemon=True
+        )
+        try:
+            process.start()
+        except (EOFError, ConnectionError) as error:
+            raise ClusterError(
+                f"the forkserver died while starting {node}: {type(error).__name__}: {error}",
+                where=node,
+                hint="putting the script's start under if __name__ == '__main__':, or start_method='spawn'",
+            ) from error
+        except OSError as error:
+            raise ClusterError(f"{node} could not be started: {error}", where=node) from error
+        assert process.pid is not None
+        # At once: the pid is surely this node's now, and its pidfd stays so whatever happens to the number.
+        pidfd = os.pidfd_open(process.pid)
+        control = FrameWriter(self._control[node][1].fileno())
+        results = FrameReader(reader_fd(self._results[node]))
+        self.nodes[node] = Endpoints(process, pidfd, process.pid, control, results)
+
+    def forget(self) -> None:
+        """Close, in a forked child, the ends that keep nodes alive and the pidfds."""
+        for _, write in self._life.values():
+            write.close()
+        for endpoints in self.nodes.values():
+            os.close(endpoints.pidfd)
+
+    def _release_for(self, node: str) -> None:
+        """Close, in the forked process of `node`, what belongs to other nodes or to the supervisor."""
+        for channel, queue in self._queues.items():
+            if node not in channel:
+                close_reader(queue)
+                close_writer(queue)
+        for other in self.topology.nodes:
+            self._control[other][1].close()
+            if other != node:
+                self._control[other][0].close()
+                self._life[other][0].close()
+                close_reader(self._results[other])
+                close_writer(self._results[other])
+
+    # ---------------------------------------------------------------- ending
+
+    def signal(self, node: str, number: int) -> None:
+        """Send a signal to one node; nothing happens if it is dead."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.nodes[node].pidfd, number)
+
+    def alive(self) -> list[str]:
+        """Return the nodes whose process has not ended."""
+        return [node for node, endpoints in self.nodes.items() if not _ended(endpoints.pidfd)]
+
+    def status(self, node: str) -> str:
+        """Return the exit status of a dead node in words."""
+        process = self.nodes[node].process
+        # The pidfd fires before the status can be reaped, so wait for the reaping.
+        process.join(timeout=FENCE_SECONDS)
+        return status_in_words(process.exitcode, self._context.get_start_method())
+
+    def kill(self) -> None:
+        """Fence: kill every node, also a stopped one, and return when none is left.
+
+        Raises:
+            ClusterError: A process did not end within 5 seconds of SIGKILL.
+        """
+        for node in self.nodes:
+            self.signal(node, signal.SIGKILL)
+        deadline = time.monotonic() + FENCE_SECONDS
+        for endpoints in self.nodes.values():
+            poll = select.poll()
+            poll.register(endpoints.pidfd, select.POLLIN)
+            poll.poll(max(0, int((deadline - time.monotonic()) * 1000)))
+        left = self.alive()
+        if left:
+            raise ClusterError(f"{', '.join(left)} did not end after SIGKILL", where=left[0])
+
+    def close(self) -> None:
+        """Reap every node and give every descriptor and semaphore back; all nodes must be dead."""
+        if self._closed:
+            return
+        self._closed = True
+        for endpoints in self.nodes.values():
+            endpoints.process.join(timeout=FENCE_SECONDS)
+            endpoints.process.close()
+            os.close(endpoints.pidfd)
+        for queue in [*self._queues.values(), *self._results.values()]:
+            close_reader(queue)
+            close_writer(queue)
+        for read, write in [*self._control.values(), *self._life.values()]:
+            read.close()
+            write.close()
+        for kept in (self.nodes, self._queues, self._results, self._control, self._life):
+            kept.clear()
+
+
+def _ended(pidfd: int) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def status_in_words(exitcode: int | None, start_method: str) -> str:
+    """Say what an exit status means.
+
+    >>> status_in_words(-9, "spawn")
+    'killed by SIGKILL (kill -9, or the kernel out of memory)'
+    """
+    if exitcode is None or (exitcode == 255 and start_method == "forkserver"):
+        # A forkserver that died takes the statuses of its children with it.
+        return "exit status unknown"
+    if exitcode == EXIT_NO_MAIN_GUARD:
+        return "importing the main script starts a cluster again"
+    if exitcode >= 0:
+        return f"exit status {exitcode}"
+    try:
+        name = signal.Signals(-exitcode).name
+    except ValueError:
+        name = f"signal {-exitcode}"
+    reason = " (kill -9, or the kernel out of memory)" if name == "SIGKILL" else ""
+    return f"killed by {name}{reason}"

@@ -1,0 +1,63 @@
+"""A node dies with its supervisor: the kernel kills it, whatever it is doing.
+
+This module owns the life pipe. The supervisor alone keeps the write end and never writes; when the supervisor is gone,
+however it went, the kernel closes that end, and a node that has tied itself to the read end gets SIGKILL from the
+kernel: inside a C loop, with every signal blocked, or stopped. Ways that fail, each tried:
+
+- `daemon=True` is an exit handler of the parent; a killed parent runs none.
+- PR_SET_PDEATHSIG follows the thread that forked: under forkserver that is the wrong process, and a node started by a
+  thread dies with that thread.
+- a watching thread in the node does not run while C code holds the interpreter.
+
+Rules a maintainer keeps: no process but the supervisor may hold a write end, so every fork of it closes them at once
+(`forget_in_children`). A process that the user's program starts by other means inherits none: the ends are
+close-on-exec.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import signal
+import weakref
+from typing import Protocol
+
+
+class _Forgettable(Protocol):
+    def forget(self) -> None:
+        """Close in this process, a fork, what only the original may hold."""
+
+
+_held: weakref.WeakSet[_Forgettable] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    for holder in list(_held):
+        holder.forget()
+
+
+os.register_at_fork(after_in_child=_forget_all)
+
+
+def forget_in_children(holder: _Forgettable) -> None:
+    """Have `holder.forget()` called in every process forked from this one, for as long as `holder` lives."""
+    _held.add(holder)
+
+
+def tie(fd: int) -> int:
+    """Tie this process's life to the pipe whose read end is `fd`; return the descriptor that holds the tie.
+
+    The pipe is opened anew through /proc: owner and signal belong to the open file, which a forked `fd` shares with the
+    supervisor and its other nodes. The caller closes `fd`.
+    """
+    own = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    fcntl.fcntl(own, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(own, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(own, fcntl.F_SETFL, fcntl.fcntl(own, fcntl.F_GETFL) | os.O_ASYNC)
+    # The supervisor may have died before the tie was made; no signal comes for that, so look once.
+    poll = select.poll()
+    poll.register(own, 0)
+    if poll.poll(0):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return own

@@ -1,0 +1,121 @@
+"""Refuse a cluster that this machine cannot hold, before anything is started, with the numbers and the remedy.
+
+This module owns the limits of processes, descriptors and start methods. It must not start a node.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import sys
+import tempfile
+import threading
+from multiprocessing.context import BaseContext
+
+import psutil
+
+from mpsnap.core.errors import PreflightError
+from mpsnap.core.topology import Topology
+
+#: Descriptors of the supervisor per node: result queue 2, control pipe 2, life pipe 2, pidfd, process sentinel 2.
+FDS_PER_NODE = 9
+#: Descriptors for everything else that the supervisor's process does.
+FDS_RESERVED = 64
+#: A forkserver hands at most 256 descriptors to a child in one message, and dies of more, taking the exit statuses of
+#: all running nodes with it. A node needs a few besides its channels.
+FORKSERVER_FDS = 240
+#: The forkserver's socket lives below the temporary folder, and a socket's path ends at 108 bytes.
+TMP_PATH_BYTES = 60
+#: Memory of an idle node that it does not share, about; spawn's is the largest.
+NODE_BYTES = 10 * 1024 * 1024
+
+
+def choose_context(start_method: str | None, topology: Topology) -> tuple[BaseContext, str | None]:
+    """Return the one context for a cluster, and a notice if it is not what was to be expected.
+
+    The default is forkserver, and spawn where forkserver cannot serve this topology or this Python. Never `fork`: a
+    child forked while another thread holds a lock waits for that lock for ever.
+
+    Raises:
+        PreflightError: The start method asked for does not exist here or cannot serve this topology.
+    """
+    available = multiprocessing.get_all_start_methods()
+    if start_method is None:
+        obstacle = _forkserver_obstacle(topology) if "forkserver" in available else "there is no forkserver here"
+        method = "spawn" if obstacle else "forkserver"
+        return multiprocessing.get_context(method), f"using spawn: {obstacle}" if obstacle else None
+    if start_method not in available:
+        raise PreflightError(f"no start method {start_method!r}", hint=" or ".join(available))
+    if start_method == "forkserver" and (obstacle := _forkserver_obstacle(topology)):
+        raise PreflightError(f"forkserver cannot start this cluster: {obstacle}", hint="start method spawn")
+    return multiprocessing.get_context(start_method), None
+
+
+def check(context: BaseContext, topology: Topology, *, allow_threads: bool) -> None:
+    """Refuse what would fail half-way; raise the soft limit of descriptors if that is enough.
+
+    Raises:
+        PreflightError: Something does not fit.
+    """
+    _check_memory(topology)
+    _check_descriptors(topology)
+    _check_semaphores(context)
+    others = [thread.name for thread in threading.enumerate() if thread is not threading.current_thread()]
+    if context.get_start_method() == "fork" and others and not allow_threads:
+        raise PreflightError(
+            f"fork while other threads run ({', '.join(others[:3])}) can deadlock the nodes",
+            hint="start method forkserver or spawn, or allow_threads=True",
+        )
+
+
+def _forkserver_obstacle(topology: Topology) -> str | None:
+    if sys.version_info < (3, 10, 9):
+        return "before Python 3.10.9 any local user can run code through its socket (CVE-2022-42919)"
+    degree = {node: len(topology.inbound(node)) + len(topology.outbound(node)) for node in topology.nodes}
+    busiest = max(topology.nodes, key=lambda node: degree[node])
+    needed = 2 * degree[busiest] + 8
+    if needed > FORKSERVER_FDS:
+        return f"the {degree[busiest]} channels of {busiest} need {needed} descriptors, forkserver has {FORKSERVER_FDS}"
+    folder = tempfile.gettempdir()
+    if len(os.fsencode(folder)) > TMP_PATH_BYTES:
+        return f"its socket's path below {folder} would be too long, {TMP_PATH_BYTES} bytes are left for the folder"
+    return None
+
+
+def _check_memory(topology: Topology) -> None:
+    needed, available = len(topology.nodes) * NODE_BYTES, psutil.virtual_memory().available
+    if needed > available:
+        raise PreflightError(
+            f"{len(topology.nodes)} node processes need about {needed >> 20} MB, {available >> 20} MB are available",
+            hint="fewer nodes",
+        )
+    soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    if soft != resource.RLIM_INFINITY and len(topology.nodes) > soft:
+        raise PreflightError(
+            f"{len(topology.nodes)} node processes, the limit is {soft}", hint="ulimit -u, or fewer nodes"
+        )
+
+
+def _check_descriptors(topology: Topology) -> None:
+    open_now = len(os.listdir("/proc/self/fd"))
+    needed = 2 * len(topology.channels) + FDS_PER_NODE * len(topology.nodes) + FDS_RESERVED + open_now
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if needed <= soft or soft == resource.RLIM_INFINITY:
+        return
+    if needed > hard != resource.RLIM_INFINITY:
+        raise PreflightError(
+            f"{len(topology.channels)} channels and {len(topology.nodes)} nodes need {needed} file descriptors, "
+            f"this process may have {hard}",
+            hint="a higher hard limit (ulimit -Hn), or a smaller topology",
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def _check_semaphores(context: BaseContext) -> None:
+    try:
+        context.Lock()
+    except OSError as error:
+        raise PreflightError(
+            f"no semaphores here: {error}", hint="mounting /dev/shm, which some containers lack"
+        ) from error

@@ -1,0 +1,382 @@
+"""The process of one node: the loop between its pipes and its `NodeCore`.
+
+This module owns what runs in a node process, from the first line to `os._exit`. It must not decide when a hook runs or
+what a marker means: that is the core's.
+
+The process has one thread. A second one could leave a lock held over a fork, and would fight the hooks for the
+interpreter.
+
+Rules a maintainer keeps:
+
+- Nothing here blocks but the one `epoll`: a node that waits for a pipe would not see markers.
+- Items are seen whatever the windows say; only hooks wait for room. So a marker is never held up by a full channel.
+- No signal handler raises. An exception inside a read would lose what was read.
+- Any end without the stop handshake is a failure, also an exit with status 0: a hook may call `sys.exit`.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from multiprocessing.connection import Connection
+from multiprocessing.queues import Queue
+from typing import IO, Any, NoReturn
+
+from mpsnap.core.errors import ClusterError, MpsnapError, SnapshotError, one_line
+from mpsnap.core.nodecore import Driver, NodeCore
+from mpsnap.core.program import Program, codec_of
+from mpsnap.core.protocol import LocalSnapshot, Marker, SnapshotId
+from mpsnap.core.snapshot import pack
+from mpsnap.core.topology import Channel
+from mpsnap.runtime import lifeline
+from mpsnap.runtime.board import Board
+from mpsnap.runtime.channel import QueueReceiver, QueueSender, close_reader, writer_fd
+from mpsnap.runtime.frames import FrameReader, FrameWriter
+
+#: How long hooks run before items are looked at again; a marker waits this long and one hook at most.
+TURN_SECONDS = 0.001
+#: How often a node looks whether a closed window has opened: its reader cannot ring, it can only count.
+WINDOW_POLL_SECONDS = 0.001
+#: Messages that one channel may hold, sent and not taken, before `send` raises: memory has an end.
+HARD_CAP = 4_000_000
+#: Bytes of records and reports that may wait for the supervisor before hooks pause.
+RESULT_BACKLOG_BYTES = 1 << 20
+#: A report above this size travels as a file.
+STAGING_BYTES = 1 << 20
+#: How long a failing node tries to get its last words out.
+LAST_WORDS_SECONDS = 2.0
+
+#: Exit statuses of a node.
+EXIT_STOPPED = 0
+EXIT_FAILED = 1
+
+
+@dataclass(frozen=True)
+class NodeSpec:
+    """What one node process is given; everything in it survives the way through spawn and forkserver."""
+
+    name: str
+    program: Program
+    inbound: Mapping[str, Queue[Any]]
+    outbound: Mapping[str, Queue[Any]]
+    results: Queue[Any]
+    control: Connection
+    life: Connection
+    board: Board
+    unreachable: tuple[str, ...]
+    incarnation: int
+    seed: int
+    window: int
+
+
+def node_main(spec: NodeSpec, release: Callable[[], None] | None) -> NoReturn:
+    """Be a node; never returns. `release` closes what a fork inherited and must not hold."""
+    # Ctrl-C reaches every process of the terminal; only the supervisor answers it, and asks the nodes to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # A forked node has the parent's wakeup descriptor: a signal here would ring there.
+    signal.set_wakeup_fd(-1)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    lifeline.tie(spec.life.fileno())
+    spec.life.close()
+    if release is not None:
+        release()
+    # A print in a hook must not get between the lines of the document on stdout.
+    os.dup2(2, 1)
+    NodeProcess(spec).run()
+
+
+class NodeProcess(Driver):
+    """Drive one `NodeCore` from this process's pipes."""
+
+    def __init__(self, spec: NodeSpec) -> None:
+        self._spec = spec
+        self._view = spec.board.node_view(spec.name)
+        self._words = spec.board.words
+        self._core: NodeCore
+        self._receivers = {src: QueueReceiver(queue) for src, queue in spec.inbound.items()}
+        self._senders = {dst: QueueSender(queue) for dst, queue in spec.outbound.items()}
+        self._sent_slots = {dst: spec.board.sent_slot(Channel(spec.name, dst)) for dst in self._senders}
+        self._out_taken_slots = {dst: spec.board.taken_slot(Channel(spec.name, dst)) for dst in self._senders}
+        self._in_taken_slots = {src: spec.board.taken_slot(Channel(src, spec.name)) for src in self._receivers}
+        #: Per outbound channel, the message number up to which its window is surely less than half full.
+        self._horizon = dict.fromkeys(self._senders, spec.window // 2)
+        #: Outbound channels beyond their horizon.
+        self._crowded: set[str] = set()
+        self._control = FrameReader(spec.control.fileno())
+        self._on_note: dict[object, Callable[..., None]] = {
+            "go": self._on_go,
+            "trigger": self._on_trigger,
+            "abandon": self._on_abandon,
+            "command": self._on_command,
+            "release": self._on_release,
+            "stop": self._on_stop,
+        }
+        close_reader(spec.results)
+        self._results = FrameWriter(writer_fd(spec.results))
+        #: Reports that the supervisor has not read yet, by the descriptor of their file.
+        self._staged: dict[int, IO[bytes]] = {}
+        #: Whether every node is ready, so that hooks may run.
+        self._running = False
+        self._stopping = False
+        self._epoll = select.epoll()
+        self._on_readable: dict[int, Callable[[], None]] = {}
+        #: Descriptors whose writability is waited for.
+        self._awaited: set[int] = set()
+
+    # -------------------------------------------------------------------- life
+
+    def run(self) -> NoReturn:
+        """Live until stopped or failed."""
+        try:
+            self._boot()
+            while not self._stopping:
+                self._wait()
+                if self._running and not self._stopping:
+                    self._turn()
+                self._flush()
+            self._leave()
+        except BaseException as error:
+            self._fail(error)
+        os._exit(EXIT_STOPPED)
+
+    def _boot(self) -> None:
+        spec = self._spec
+        self._view.phase("importing")
+        node_class = spec.program.load()
+        self._core = NodeCore(
+            spec.name,
+            node_class(),
+            inbound=tuple(spec.inbound),
+            outbound=tuple(spec.outbound),
+            unreachable=spec.unreachable,
+            incarnation=spec.incarnation,
+            seed=spec.seed,
+            codec=codec_of(node_class),
+            driver=self,
+            clock=time.monotonic,
+        )
+        self._core.start(dict(spec.program.params))
+        self._register(self._control.fd, self._read_control)
+        for src, receiver in self._receivers.items():
+            self._register(receiver.fileno(), partial(self._read_channel, src, receiver))
+        self._flush()
+        self._tell("ready")
+
+    def _leave(self) -> None:
+        self._core.stop()
+        self._flush()
+        self._tell("stopped")
+        self._drain_results(None)
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+    def _fail(self, error: BaseException) -> NoReturn:
+        try:
+            self._publish_counts()
+            self._tell("failed", self._phase_in_words(), *_describe(error))
+            self._drain_results(LAST_WORDS_SECONDS)
+        finally:
+            os._exit(EXIT_FAILED)
+
+    def _phase_in_words(self) -> str:
+        return self._spec.board.phase(self._spec.name)
+
+    def _drain_results(self, seconds: float | None) -> None:
+        poll = select.poll()
+        poll.register(self._results.fd, select.POLLOUT)
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while not self._results.flush() and (deadline is None or time.monotonic() < deadline):
+            poll.poll(100)
+
+    # -------------------------------------------------------------------- loop
+
+    def _register(self, fd: int, act: Callable[[], None]) -> None:
+        self._on_readable[fd] = act
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def _wait(self) -> None:
+        for fd, mask in self._epoll.poll(self._timeout()):
+            if mask & ~select.EPOLLOUT and fd in self._on_readable:
+                self._on_readable[fd]()
+        self._view.turn(time.monotonic())
+
+    def _timeout(self) -> float | None:
+        if not self._running:
+            return None
+        room = self._room()
+        wanted = self._core.wants(sources=room > 1) if room else None
+        if wanted == 0.0:
+            return 0.0
+        waits = [] if wanted is None else [max(0.0, wanted - time.monotonic())]
+        if room < 2:
+            waits.append(WINDOW_POLL_SECONDS)
+        return min(waits) if waits else None
+
+    def _turn(self) -> None:
+        core = self._core
+        deadline = time.monotonic() + TURN_SECONDS
+        while True:
+            room = self._room()
+            if not room or not core.step(sources=room > 1) or time.monotonic() >= deadline:
+                return
+
+    def _flush(self) -> None:
+        for sender in self._senders.values():
+            self._await_writable(sender.fileno(), not sender.flush())
+        self._await_writable(self._results.fd, not self._results.flush())
+        self._publish_counts()
+
+    def _publish_counts(self) -> None:
+        if not hasattr(self, "_core"):
+            return
+        for dst, slot in self._sent_slots.items():
+            self._words[slot] = self._core.protocol.sent[dst]
+        for src, slot in self._in_taken_slots.items():
+            self._words[slot] = self._core.protocol.received[src]
+
+    def _await_writable(self, fd: int, wanted: bool) -> None:
+        if wanted and fd not in self._awaited:
+            self._epoll.register(fd, select.EPOLLOUT)
+            self._awaited.add(fd)
+        elif not wanted and fd in self._awaited:
+            self._epoll.unregister(fd)
+            self._awaited.remove(fd)
+
+    def _room(self) -> int:
+        """Return 2 if any hook may run, 1 if only the handling of what has arrived may, 0 if none may."""
+        if self._results.backlog_bytes > RESULT_BACKLOG_BYTES:
+            return 0
+        room = 2
+        window = self._spec.window
+        for dst in tuple(self._crowded):
+            taken = self._words[self._out_taken_slots[dst]]
+            on_the_way = self._core.protocol.sent[dst] - taken
+            if on_the_way < window // 2:
+                self._crowded.remove(dst)
+                self._horizon[dst] = taken + window // 2
+            elif on_the_way >= window:
+                room = 0
+            else:
+                room = min(room, 1)
+        return room
+
+    # ------------------------------------------------------------------- input
+
+    def _read_channel(self, src: str, receiver: QueueReceiver) -> None:
+        for item in receiver.receive():
+            if isinstance(item, Marker):
+                self._core.receive_marker(src, item)
+            else:
+                self._core.receive_batch(src, *item)
+
+    def _read_control(self) -> None:
+        for kind, *content in self._control.read():
+            self._on_note[kind](*content)
+        if self._control.ended:
+            raise ClusterError("the supervisor has closed the control pipe", where=self._spec.name)
+
+    def _on_go(self) -> None:
+        self._running = True
+
+    def _on_trigger(self, snapshot_id: str) -> None:
+        self._core.initiate(SnapshotId.parse(snapshot_id))
+
+    def _on_abandon(self, snapshot_id: str) -> None:
+        awaited = self._core.abandon(SnapshotId.parse(snapshot_id))
+        self._tell("abandoned", snapshot_id, awaited)
+
+    def _on_command(self, ticket: int, command: bytes) -> None:
+        self._core.command(ticket, command)
+
+    def _on_release(self, fd: int) -> None:
+        self._staged.pop(fd).close()
+
+    def _on_stop(self) -> None:
+        self._stopping = True
+
+    # ------------------------------------------------------------------ output
+
+    def _tell(self, *note: object) -> None:
+        self._results.post(note)
+
+    def send(self, dst: str, number: int, payload: object) -> None:
+        self._senders[dst].send(number, payload)
+        if number > self._horizon[dst]:
+            self._crowded.add(dst)
+            if number - self._words[self._out_taken_slots[dst]] > HARD_CAP:
+                raise MpsnapError(
+                    f"{HARD_CAP} messages are on their way and not taken",
+                    where=f"{self._spec.name}->{dst}",
+                    hint="sending less from one hook: flow control acts between hooks only",
+                )
+
+    def send_marker(self, dst: str, marker: Marker) -> None:
+        self._senders[dst].send_marker(marker)
+
+    def initiated(self, snapshot_id: SnapshotId) -> None:
+        self._tell("initiated", str(snapshot_id))
+
+    def report(self, local: LocalSnapshot) -> None:
+        data = pack(local)
+        if len(data) <= STAGING_BYTES:
+            self._tell("report", str(local.snapshot_id), data)
+            return
+        # A file without a name: whoever dies, nothing is left lying about. The supervisor opens it through /proc.
+        file = tempfile.TemporaryFile(prefix="mpsnap-")  # noqa: SIM115 - open until the supervisor has read it
+        try:
+            file.write(data)
+            file.flush()
+        except OSError as error:
+            file.close()
+            self.refused(local.snapshot_id, SnapshotError(f"staging its state failed: {error}", where=self._spec.name))
+            return
+        self._staged[file.fileno()] = file
+        self._tell("staged", str(local.snapshot_id), file.fileno(), len(data), sha256(data).digest())
+
+    def refused(self, snapshot_id: SnapshotId, error: MpsnapError) -> None:
+        self._tell("refused", str(snapshot_id), error.what, error.where, error.hint)
+
+    def emit(self, n: int, record: bytes) -> None:
+        self._tell("emitted", n, record)
+
+    def reply(self, ticket: int, value: bytes) -> None:
+        self._tell("replied", ticket, value)
+
+    def log(self, text: str) -> None:
+        self._tell("logged", one_line(text))
+
+    def phase(self, phase: str) -> None:
+        self._view.phase(phase)
+
+
+def _describe(error: BaseException) -> tuple[str, str | None, str | None, str]:
+    """Return what, where, hint and traceback of an error as plain text."""
+    # An exception's own __str__ may raise; the formatter of tracebacks copes with that.
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    if isinstance(error, MpsnapError):
+        place = error.where or _user_line(error)
+        return error.what, place, error.hint, text
+    summary = "".join(traceback.format_exception_only(type(error), error)).strip()
+    return one_line(summary.splitlines()[0] if summary else type(error).__name__), _user_line(error), None, text
+
+
+def _user_line(error: BaseException) -> str | None:
+    """Return file:line of the innermost frame that is neither ours nor the standard library's: the user's own line."""
+    package = os.path.dirname(os.path.dirname(__file__)) + os.sep
+    apps = os.path.join(package, "apps") + os.sep
+    place = None
+    for frame in traceback.extract_tb(error.__traceback__):
+        ours = frame.filename.startswith((package, os.path.dirname(os.__file__), "<frozen"))
+        if not ours or frame.filename.startswith(apps):
+            place = f"{frame.filename}:{frame.lineno}"
+    return place

@@ -1,0 +1,212 @@
+"""The snapshots of a running cluster: begun, collected, merged, abandoned.
+
+This module owns the snapshots that are open and how each of them ends. It must not know processes, pipes or when to
+wait: it is told what nodes say, and tells nodes and the audience what it wants through the functions it is given.
+
+Rules a maintainer keeps:
+
+- A snapshot is merged only when every part is there, and told only when it is verified.
+- However a snapshot ends, its id is remembered: what still arrives of it is ignored.
+- A deadline is not the end: nodes are asked what they await, and if all parts come meanwhile, it is whole after all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+from mpsnap.core.codec import Codec
+from mpsnap.core.errors import ConsistencyError, MpsnapError, SnapshotError
+from mpsnap.core.events import Event, Initiated, SnapshotAbandoned, SnapshotCompleted, SnapshotInitiated
+from mpsnap.core.protocol import FinishedIds, SnapshotId
+from mpsnap.core.snapshot import GlobalSnapshot, unpack
+from mpsnap.core.topology import Topology
+from mpsnap.runtime.collection import Collection
+from mpsnap.runtime.deadlines import Deadlines
+
+#: How long a snapshot that is given up waits for the nodes to say what they await.
+GIVE_UP_SECONDS = 0.25
+#: Between two probes for termination: at least, at most, and times what the last one took.
+PROBE_SECONDS = (0.02, 0.25)
+PROBE_FACTOR = 4
+
+
+class Snapshots:
+    """Keep the open snapshots of one cluster.
+
+    Args:
+        topology: What a snapshot has to cover.
+        codecs: How to read each node's values; they leave pickles alone.
+        incarnation: Part of every snapshot id.
+        timeout: Seconds a snapshot may take unless its trigger says otherwise.
+        deadlines: Where what is due later is noted.
+        tell: Gives a node a note.
+        happened: Is told each event.
+        doing: Says in words what a node does now.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        codecs: Mapping[str, Codec],
+        incarnation: int,
+        timeout: float,
+        *,
+        deadlines: Deadlines,
+        tell: Callable[..., None],
+        happened: Callable[[Event], None],
+        doing: Callable[[str], str],
+    ) -> None:
+        self._topology = topology
+        self._codecs = codecs
+        self._incarnation = incarnation
+        self._timeout = timeout
+        self._deadlines = deadlines
+        self._tell = tell
+        self._happened = happened
+        self._doing = doing
+        #: Open snapshots, in the order in which they were learned of.
+        self._open: dict[SnapshotId, Collection] = {}
+        self._finished = FinishedIds()
+        #: How many snapshots were triggered at each node.
+        self._triggered: dict[str, int] = {}
+        self._numbers = 0
+        self._probing = False
+        #: A cut that proves that nothing can happen any more, once there is one.
+        self.terminated: GlobalSnapshot | None = None
+
+    @property
+    def open(self) -> list[Collection]:
+        """The open snapshots, those that nobody asked for (probes) included."""
+        return list(self._open.values())
+
+    # ------------------------------------------------------------------ beginning
+
+    def trigger(self, initiators: tuple[str, ...], timeout: float | None) -> SnapshotId:
+        """Begin one at all of these nodes, which must reach every node."""
+        return self._trigger(initiators, timeout, numbered=True)
+
+    def probe_until_terminated(self) -> None:
+        """From now on look for a cut that proves termination; only that one is told of."""
+        self._probing = True
+        self._deadlines.set("probe", PROBE_SECONDS[0], self._probe)
+
+    def _probe(self) -> None:
+        if self.terminated is None:
+            self._trigger(self._topology.initiators(()), None, numbered=False)
+
+    def _trigger(self, initiators: tuple[str, ...], timeout: float | None, *, numbered: bool) -> SnapshotId:
+        first = initiators[0]
+        count = self._triggered.get(first, 0)
+        self._triggered[first] = count + 1
+        snapshot_id = SnapshotId.triggered(self._incarnation, first, count)
+        self._learn(snapshot_id, initiators, timeout, numbered=numbered)
+        for node in initiators:
+            self._tell(node, "trigger", str(snapshot_id))
+        return snapshot_id
+
+    def _learn(
+        self, snapshot_id: SnapshotId, initiators: tuple[str, ...], timeout: float | None, *, numbered: bool
+    ) -> Collection:
+        number = None
+        if numbered:
+            number = self._numbers
+            self._numbers += 1
+            self._happened(SnapshotInitiated(number, snapshot_id, initiators))
+        seconds = self._timeout if timeout is None else timeout
+        collection = Collection(number, snapshot_id, initiators, time.monotonic(), seconds)
+        self._open[snapshot_id] = collection
+        self._deadlines.set(snapshot_id, seconds, lambda: self._give_up(collection))
+        return collection
+
+    # ------------------------------------------------------------ what nodes say
+
+    def initiated(self, node: str, snapshot_id: str) -> None:
+        """A node has recorded spontaneously."""
+        self._find(snapshot_id)
+        self._happened(Initiated(node, SnapshotId.parse(snapshot_id)))
+
+    def report(self, node: str, snapshot_id: str, data: bytes) -> None:
+        """A node's part is complete."""
+        collection = self._find(snapshot_id)
+        if collection is not None:
+            collection.add(unpack(data))
+            if not collection.missing(self._topology):
+                self._complete(collection)
+
+    def refused(
+        self, node: str, snapshot_id: str, what: str, where: str | None = None, hint: str | None = None
+    ) -> None:
+        """A node cannot give its part."""
+        collection = self._find(snapshot_id)
+        if collection is not None:
+            self.abandon(collection, SnapshotError(f"snapshot {collection}: {what}", where=where or node, hint=hint))
+
+    def abandoned(self, node: str, snapshot_id: str, awaited: tuple[str, ...] | None) -> None:
+        """A node has given a snapshot up and says which sources it still awaited, None if it had not recorded."""
+        collection = self._open.get(SnapshotId.parse(snapshot_id))
+        if collection is not None:
+            collection.answers[node] = awaited
+            if all(missing in collection.answers for missing in collection.missing(self._topology)):
+                self._expire(collection)
+
+    def _find(self, text: str) -> Collection | None:
+        """Return the open snapshot of this id, opened now if a node has begun it by itself; None if it is finished."""
+        snapshot_id = SnapshotId.parse(text)
+        if snapshot_id in self._finished:
+            return None
+        found = self._open.get(snapshot_id)
+        return found or self._learn(snapshot_id, (snapshot_id.initiator,), None, numbered=True)
+
+    # --------------------------------------------------------------------- ending
+
+    def abandon(self, collection: Collection, error: MpsnapError) -> None:
+        """Give an open snapshot up at once, everywhere."""
+        for node in self._topology.nodes:
+            self._tell(node, "abandon", str(collection.id))
+        self._close(collection, error)
+
+    def lose_all(self, error: MpsnapError | None) -> None:
+        """Close every open snapshot, since the cluster ends, because of `error` or in good order."""
+        self._probing = False
+        for collection in self.open:
+            self._close(collection, collection.lost(error))
+
+    def _complete(self, collection: Collection) -> None:
+        probe = collection.number is None
+        number = self._numbers if collection.number is None else collection.number
+        try:
+            snapshot = collection.merge(number, self._topology, self._codecs, time.monotonic())
+        except ConsistencyError as error:
+            self._close(collection, error)
+            return
+        self._close(collection, None)
+        if probe and not snapshot.terminated:
+            low, high = PROBE_SECONDS
+            pause = max(low, min(high, PROBE_FACTOR * (time.monotonic() - collection.began)))
+            self._deadlines.set("probe", pause, self._probe)
+            return
+        if probe:
+            self._numbers += 1
+        if snapshot.terminated and self._probing and self.terminated is None:
+            self.terminated = snapshot
+            self._deadlines.cancel("probe")
+        self._happened(SnapshotCompleted(snapshot))
+
+    def _give_up(self, collection: Collection) -> None:
+        for node in self._topology.nodes:
+            self._tell(node, "abandon", str(collection.id))
+        self._deadlines.set(collection.id, GIVE_UP_SECONDS, lambda: self._expire(collection))
+
+    def _expire(self, collection: Collection) -> None:
+        self._close(collection, collection.expired(self._topology, self._doing))
+
+    def _close(self, collection: Collection, error: MpsnapError | None) -> None:
+        """Take a snapshot out of the open ones; with an error it is abandoned and told so."""
+        del self._open[collection.id]
+        self._finished.add(collection.id)
+        self._deadlines.cancel(collection.id)
+        if error is not None:
+            self._happened(SnapshotAbandoned(collection.number, collection.id, error))
+            if collection.number is None and self._probing:
+                self._deadlines.set("probe", PROBE_SECONDS[1], self._probe)

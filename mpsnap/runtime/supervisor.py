@@ -1,0 +1,475 @@
+"""The supervisor: spawn, watch, trigger, collect, merge, stop. An object that is pumped.
+
+This module owns the life of a cluster, from the first process to the last. It must not print, and must not know who
+pumps it: the command line does so in its main thread, `Cluster` in a thread of its own.
+
+States: new -> starting -> running -> stopping -> ended; a failure leads from any of them to ended at once.
+
+Rules a maintainer keeps:
+
+- `pump` is the only place that waits, on everything together: result queues, pidfds, its own bell, the next deadline;
+  always on the monotonic clock.
+- An unexplained death ends the cluster: open snapshots are abandoned, all nodes are fenced, all queues dropped. Its
+  queues may hold half a frame, so nothing can go on with them.
+- A death is learned from the process, never from a queue; what the dead node still had to say is read first.
+- Stop = ask, deadline, SIGTERM, deadline, SIGKILL, reap.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import time
+from collections.abc import Callable, Iterable, Mapping
+from hashlib import sha256
+from typing import Any
+
+from mpsnap.core.errors import ClusterError, MpsnapError, NodeError
+from mpsnap.core.events import (
+    ClusterStarted,
+    ClusterStopped,
+    Emitted,
+    Event,
+    Logged,
+    Replied,
+)
+from mpsnap.core.program import Program, codec_of
+from mpsnap.core.protocol import SnapshotId
+from mpsnap.core.snapshot import GlobalSnapshot
+from mpsnap.core.topology import Topology
+from mpsnap.runtime import preflight
+from mpsnap.runtime.deadlines import Deadlines
+from mpsnap.runtime.frames import Note
+from mpsnap.runtime.incarnation import Incarnation
+from mpsnap.runtime.snapshots import Snapshots
+
+#: How long nodes may take to import their code and run `setup`.
+READY_SECONDS = 60.0
+#: How long a snapshot may take unless told otherwise.
+SNAPSHOT_SECONDS = 30.0
+#: How long a node that was asked to stop may go on before SIGTERM, and after it before SIGKILL.
+STOP_SECONDS = 5.0
+TERMINATE_SECONDS = 0.3
+#: Messages of one channel that may be sent and not taken before the sender pauses.
+WINDOW = 4096
+
+
+class Supervisor:
+    """Run a cluster of node processes.
+
+    Args:
+        topology: Nodes and channels.
+        programs: What each node runs.
+        start_method: fork, forkserver, spawn, or None for the best one here.
+        seed: Of the nodes' random numbers.
+        window: Messages of one channel that may be sent and not taken before the sender pauses.
+        snapshot_timeout: Seconds a snapshot may take unless its trigger says otherwise.
+        until_terminated: Probe for a cut that proves termination, see `terminated`.
+        allow_threads: Permit fork although other threads run.
+        incarnation: Part of every snapshot id.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        programs: Mapping[str, Program],
+        *,
+        start_method: str | None = None,
+        seed: int = 0,
+        window: int = WINDOW,
+        snapshot_timeout: float = SNAPSHOT_SECONDS,
+        until_terminated: bool = False,
+        allow_threads: bool = False,
+        incarnation: int = 0,
+    ) -> None:
+        self.topology = topology
+        self.seed = seed
+        self.state = "new"
+        #: Why the cluster failed; None as long as it has not.
+        self.error: MpsnapError | None = None
+        #: Something to say about how the cluster is run, or None.
+        self.notice: str | None = None
+        self._context, self.notice = preflight.choose_context(start_method, topology)
+        preflight.check(self._context, topology, allow_threads=allow_threads)
+        self._programs = programs
+        self._window = window
+        self._until_terminated = until_terminated
+        self._incarnation_number = incarnation
+        self._incarnation: Incarnation | None = None
+        self._classes = {
+            reference: Program(reference, {}).load() for reference in {p.reference for p in programs.values()}
+        }
+        self._node_codecs = {node: codec_of(self._classes[program.reference]) for node, program in programs.items()}
+        self._selector = selectors.DefaultSelector()
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._events: list[Event] = []
+        self._ready: set[str] = set()
+        self._stopped: set[str] = set()
+        self._dead: set[str] = set()
+        self._tickets = 0
+        self._totals = (0, 0)
+        self._deadlines = Deadlines()
+        self._snapshots = Snapshots(
+            topology,
+            # Here a pickle stays a pickle: looking at a snapshot runs no code from it.
+            {node: codec.reader() for node, codec in self._node_codecs.items()},
+            incarnation,
+            snapshot_timeout,
+            deadlines=self._deadlines,
+            tell=self._tell,
+            happened=self._happened,
+            doing=self._doing,
+        )
+        self._on_note: dict[object, Callable[..., None]] = {
+            "ready": self._on_ready,
+            "failed": self._on_failed,
+            "stopped": self._on_stopped,
+            "initiated": self._snapshots.initiated,
+            "report": self._snapshots.report,
+            "staged": self._on_staged,
+            "refused": self._snapshots.refused,
+            "abandoned": self._snapshots.abandoned,
+            "emitted": self._on_emitted,
+            "replied": self._on_replied,
+            "logged": self._on_logged,
+        }
+
+    # ------------------------------------------------------------------- asking
+
+    @property
+    def start_method(self) -> str:
+        """The start method in use."""
+        return self._context.get_start_method()
+
+    @property
+    def ended(self) -> bool:
+        """Whether no process of the cluster is left."""
+        return self.state == "ended"
+
+    @property
+    def open_snapshots(self) -> int:
+        """How many snapshots that somebody asked for are under way."""
+        return sum(collection.number is not None for collection in self._snapshots.open)
+
+    @property
+    def terminated(self) -> GlobalSnapshot | None:
+        """A cut that proves that nothing can happen any more, once there is one."""
+        return self._snapshots.terminated
+
+    def totals(self) -> tuple[int, int]:
+        """Return messages sent and received (taken) so far, over all channels."""
+        if self._incarnation is not None:
+            self._totals = self._incarnation.board.totals()
+        return self._totals
+
+    def status(self) -> dict[str, Any]:
+        """Return what is known now, without asking the nodes: plain data.
+
+        Keys: `state`; `nodes` with `pid` and `phase` each; `channels` with `sent` and `taken` each; `snapshots`, the
+        open ones, with `id`, `number`, `seconds` and the nodes that are `missing`.
+        """
+        now = time.monotonic()
+        incarnation = self._incarnation
+        return {
+            "state": self.state,
+            "nodes": {
+                node: {"pid": endpoints.pid, "phase": incarnation.board.phase(node)}
+                for node, endpoints in (incarnation.nodes.items() if incarnation else ())
+            }
+            if incarnation
+            else {},
+            "channels": {
+                str(channel): {"sent": incarnation.board.sent(channel), "taken": incarnation.board.taken(channel)}
+                for channel in self.topology.channels
+            }
+            if incarnation
+            else {},
+            "snapshots": [
+                {
+                    "id": str(collection.id),
+                    "number": collection.number,
+                    "seconds": now - collection.began,
+                    "missing": list(collection.missing(self.topology)),
+                }
+                for collection in self._snapshots.open
+            ],
+        }
+
+    # ------------------------------------------------------------------- acting
+
+    def start(self) -> None:
+        """Spawn every node; `ClusterStarted` comes when all are ready.
+
+        Raises:
+            ClusterError: A process could not be started; none is left.
+        """
+        assert self.state == "new"
+        self.state = "starting"
+        try:
+            self._incarnation = Incarnation(
+                self._incarnation_number,
+                self.topology,
+                self._programs,
+                self._context,
+                seed=self.seed,
+                window=self._window,
+            )
+        except BaseException:
+            self.close()
+            raise
+        self._selector.register(self._bell, selectors.EVENT_READ, ("bell", ""))
+        for node, endpoints in self._incarnation.nodes.items():
+            self._selector.register(endpoints.results.fd, selectors.EVENT_READ, ("results", node))
+            self._selector.register(endpoints.pidfd, selectors.EVENT_READ, ("died", node))
+        self._deadlines.set("ready", READY_SECONDS, self._not_ready)
+
+    def pump(self, timeout: float) -> list[Event]:
+        """Wait at most `timeout` seconds for anything to happen, see to it, and return what happened.
+
+        Never raises for a failure of the cluster: that is `ClusterStopped` with its error.
+        """
+        if not self.ended and not self._events:
+            ready = self._selector.select(max(0.0, min(timeout, self._deadlines.seconds_left())))
+            # Results before deaths: the last words of a node that died explain its death.
+            for key, _ in sorted(ready, key=lambda item: item[0].data[0] == "died"):
+                if not self.ended:
+                    self._attend(*key.data)
+            self._deadlines.keep()
+        events, self._events = self._events, []
+        return events
+
+    def ring(self) -> None:
+        """Make `pump` return soon; safe from any thread."""
+        os.eventfd_write(self._bell, 1)
+
+    def trigger(self, initiators: Iterable[str] = (), timeout: float | None = None) -> SnapshotId:
+        """Begin one snapshot at all of `initiators`, and at those needed to reach every node.
+
+        Returns:
+            Its id; `SnapshotCompleted` or `SnapshotAbandoned` follows for it.
+
+        Raises:
+            TopologyError: There is no such node.
+            ClusterError: The cluster is not running.
+        """
+        self._require_running("trigger a snapshot")
+        return self._snapshots.trigger(self.topology.initiators(initiators), timeout)
+
+    def command(self, node: str, command: object) -> int:
+        """Give `command`, plain data, to a node's `on_command`; `Replied` follows with the ticket returned.
+
+        Raises:
+            CodecError: It is not plain data.
+            ClusterError: The cluster is not running, or has no such node.
+        """
+        self._require_running("send a command")
+        if node not in self._node_codecs:
+            raise ClusterError(f"there is no node {node}")
+        self._tickets += 1
+        self._tell(node, "command", self._tickets, self._node_codecs[node].encode(command, where="command"))
+        return self._tickets
+
+    def stop(self, seconds: float = STOP_SECONDS) -> None:
+        """Ask every node to stop; who has not after `seconds` is ended by signals. `ClusterStopped` follows."""
+        if self.state == "running":
+            self.state = "stopping"
+            self._deadlines.clear()
+            self._snapshots.lose_all(None)
+            for node in self.topology.nodes:
+                self._tell(node, "stop")
+            self._deadlines.set("stop", seconds, lambda: self._insist(seconds))
+        elif self.state in ("new", "starting"):
+            self.kill()
+
+    def kill(self) -> None:
+        """End every node at once. `ClusterStopped` follows."""
+        if not self.ended:
+            self._end(self.error)
+
+    def close(self) -> None:
+        """Leave nothing behind, whatever the state; the object is of no use afterwards."""
+        self.kill()
+        self._selector.close()
+        if self._bell >= 0:
+            os.close(self._bell)
+            self._bell = -1
+
+    # ---------------------------------------------------------------- attending
+
+    def _attend(self, what: str, node: str) -> None:
+        if what == "bell":
+            os.eventfd_read(self._bell)
+        elif what == "results":
+            self._read(node, self._nodes[node].results.read())
+        elif what == "control":
+            self._write(node)
+        elif what == "died":
+            self._read(node, self._nodes[node].results.drain())
+            if not self.ended:
+                self._on_death(node)
+
+    @property
+    def _nodes(self) -> Mapping[str, Any]:
+        assert self._incarnation is not None
+        return self._incarnation.nodes
+
+    def _read(self, node: str, notes: list[Note]) -> None:
+        for kind, *content in notes:
+            if self.ended:
+                return
+            self._on_note[kind](node, *content)
+
+    def _tell(self, node: str, *note: object) -> None:
+        try:
+            self._nodes[node].control.post(note)
+        except BrokenPipeError:
+            return  # It is dead; its pidfd says so, and says more.
+        self._write(node)
+
+    def _write(self, node: str) -> None:
+        control = self._nodes[node].control
+        try:
+            done = control.flush()
+        except BrokenPipeError:
+            done = True  # As above: the pidfd tells.
+        watched = control.fd in self._selector.get_map()
+        if done and watched:
+            self._selector.unregister(control.fd)
+        elif not done and not watched:
+            self._selector.register(control.fd, selectors.EVENT_WRITE, ("control", node))
+
+    def _happened(self, event: Event) -> None:
+        self._events.append(event)
+
+    def _require_running(self, wish: str) -> None:
+        if self.state != "running":
+            reason = f": {self.error}" if self.error else ""
+            raise ClusterError(f"cannot {wish}, the cluster is {self.state}{reason}")
+
+    # ------------------------------------------------------------ life and death
+
+    def _on_ready(self, node: str) -> None:
+        self._ready.add(node)
+        if len(self._ready) < len(self.topology.nodes):
+            return
+        self._deadlines.cancel("ready")
+        self.state = "running"
+        for other in self.topology.nodes:
+            self._tell(other, "go")
+        self._happened(ClusterStarted(self.topology.nodes))
+        if self._until_terminated:
+            self._snapshots.probe_until_terminated()
+
+    def _not_ready(self) -> None:
+        late = [node for node in self.topology.nodes if node not in self._ready]
+        doing = "; ".join(f"{node} is {self._doing(node)}" for node in late[:3])
+        self._end(ClusterError(f"{len(late)} nodes were not ready within {READY_SECONDS:g} s: {doing}", where=late[0]))
+
+    def _on_failed(self, node: str, phase: str, what: str, where: str | None, hint: str | None, traceback: str) -> None:
+        error = NodeError(
+            f"{node} failed in {phase}: {what}",
+            node=node,
+            phase=phase,
+            status="exit status 1",
+            traceback=traceback,
+            where=where or node,
+            hint=hint,
+        )
+        self._end(error)
+
+    def _on_stopped(self, node: str) -> None:
+        self._stopped.add(node)
+
+    def _on_death(self, node: str) -> None:
+        assert self._incarnation is not None
+        self._dead.add(node)
+        self._selector.unregister(self._nodes[node].pidfd)
+        self._selector.unregister(self._nodes[node].results.fd)
+        if node not in self._stopped:
+            phase, status = self._incarnation.board.phase(node), self._incarnation.status(node)
+            error = NodeError(
+                f"{node} died {_in_phase(phase)}: {status}",
+                node=node,
+                phase=phase,
+                status=status,
+                where=node,
+                hint="the start of the cluster under if __name__ == '__main__':" if phase == "starting" else None,
+            )
+            if self.state != "stopping":
+                self._end(error)
+                return
+            self.error = self.error or error
+        if len(self._dead) == len(self.topology.nodes):
+            self._end(self.error)
+
+    def _insist(self, seconds: float) -> None:
+        self._note_unstopped(seconds)
+        self._signal_rest(signal.SIGTERM)
+        self._deadlines.set("stop", TERMINATE_SECONDS, lambda: self._end(self.error))
+
+    def _note_unstopped(self, seconds: float) -> None:
+        assert self._incarnation is not None
+        for node in self._incarnation.alive():
+            if node not in self._stopped:
+                phase = self._incarnation.board.phase(node)
+                self.error = self.error or NodeError(
+                    f"{node} did not stop within {seconds:g} s and was killed, {_in_phase(phase)}",
+                    node=node,
+                    phase=phase,
+                    status="killed",
+                    where=node,
+                )
+
+    def _signal_rest(self, number: int) -> None:
+        assert self._incarnation is not None
+        for node in self._incarnation.alive():
+            self._incarnation.signal(node, number)
+
+    def _end(self, error: MpsnapError | None) -> None:
+        """Fence everything, drop everything, and say why."""
+        self.state = "ended"
+        self.error = error
+        self._deadlines.clear()
+        if self._incarnation is not None:
+            self._incarnation.kill()
+            self.totals()
+            for fd in [key.fd for key in self._selector.get_map().values() if key.fd != self._bell]:
+                self._selector.unregister(fd)
+            self._incarnation.close()
+            self._incarnation = None
+        self._snapshots.lose_all(error)
+        self._happened(ClusterStopped(error))
+
+    def _doing(self, node: str) -> str:
+        assert self._incarnation is not None
+        phase, since = self._incarnation.board.phase(node), self._incarnation.board.turn_began(node)
+        return f"{_in_phase(phase)}, for {time.monotonic() - since:.1f} s" if since else _in_phase(phase)
+
+    # -------------------------------------------------------------- what nodes say
+
+    def _on_staged(self, node: str, snapshot_id: str, fd: int, size: int, digest: bytes) -> None:
+        try:
+            with open(f"/proc/{self._nodes[node].pid}/fd/{fd}", "rb") as file:
+                data = file.read()
+        except OSError as error:
+            self._snapshots.refused(node, snapshot_id, f"its staged part cannot be read: {error}")
+            return
+        self._tell(node, "release", fd)
+        if len(data) == size and sha256(data).digest() == digest:
+            self._snapshots.report(node, snapshot_id, data)
+        else:
+            self._snapshots.refused(node, snapshot_id, "its staged part was changed on the way")
+
+    def _on_emitted(self, node: str, n: int, record: bytes) -> None:
+        self._happened(Emitted(node, n, self._node_codecs[node].reader().decode(record)))
+
+    def _on_replied(self, node: str, ticket: int, value: bytes) -> None:
+        self._happened(Replied(ticket, node, self._node_codecs[node].reader().decode(value)))
+
+    def _on_logged(self, node: str, text: str) -> None:
+        self._happened(Logged(node, text))
+
+
+def _in_phase(phase: str) -> str:
+    return "waiting for messages" if phase == "waiting" else f"in {phase}"
