@@ -92,6 +92,16 @@ def test_takes_any_iterables_once() -> None:
     assert text_of(topology) == "a->b b->a"
 
 
+def test_other_tokens_leave_the_rest_alone() -> None:
+    ring = parse_topology("ring:3")
+    rich = ring.with_tokens(50)
+    assert dict(rich.tokens) == {"N1": 50, "N2": 50, "N3": 50}
+    assert (rich.nodes, rich.channels, rich.name) == (ring.nodes, ring.channels, "ring:3")
+    assert set(ring.tokens.values()) == {10}
+    with pytest.raises(TopologyError, match="must be a whole number >= 0, not -1"):
+        ring.with_tokens(-1)
+
+
 @pytest.mark.parametrize("name", ["N1", "0", "a", "A.b_c-d", "9" * 64])
 def test_accepted_names(name: str) -> None:
     assert Topology([name], []).nodes == (name,)
@@ -225,7 +235,7 @@ def topologies(draw: st.DrawFn) -> Topology:
     return Topology(names, channels, {name: draw(st.integers(0, 2**63 - 1)) for name in names if draw(st.booleans())})
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(topologies(), st.data())
 def test_initiators_reach_every_node(topology: Topology, data: st.DataObject) -> None:
     """On any digraph: the sources are right, their initiators reach all, and none of those added could be spared."""
@@ -596,7 +606,7 @@ def text_form(topology: Topology) -> list[str]:
     ]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(topologies(), st.data())
 def test_round_trip(topology: Topology, data: st.DataObject) -> None:
     """What is written out is read back, however it is spaced, commented and ended."""

@@ -8,6 +8,7 @@ by a signal.
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 import traceback
@@ -59,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Carry out one command and return its exit status."""
-    options = parser().parse_args(argv)
+    options = _parse(argv)
     try:
         result: run.Result = options.carry_out(options)
     except BrokenPipeError:
@@ -78,6 +79,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             result.error, options.debug, EXIT_VIOLATED if isinstance(result.error, ConsistencyError) else EXIT_UNDECIDED
         )
     return EXIT_INTERRUPTED if result.interrupted else status
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    options, unknown = parser().parse_known_args(argv)
+    if unknown:
+        close = difflib.get_close_matches(unknown[0].partition("=")[0], options.known, n=1)
+        better = close[0] if close else f"python -m mpsnap {options.verb} --help"
+        print(f"mpsnap: error: there is no option {one_line(unknown[0])}; try: {better}", file=sys.stderr)
+        raise SystemExit(EXIT_USAGE)
+    return options
 
 
 def _tell(error: Exception, debug: bool, status: int) -> int:

@@ -60,7 +60,6 @@ def add_parser(verbs: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.set_defaults(carry_out=carry_out)
     parser.add_argument(
         "app",
         metavar="APP",
@@ -111,6 +110,8 @@ def add_parser(verbs: Any) -> None:
     shown.add_argument("--emit", metavar="FILE", help="write what nodes emit there, a JSON line each")
     shown.add_argument("--quiet", action="store_true", help="no narration and no progress bar")
     shown.add_argument("--debug", action="store_true", help="show tracebacks")
+    known = [option for action in parser._actions for option in action.option_strings]
+    parser.set_defaults(carry_out=carry_out, known=known)
 
 
 def carry_out(options: argparse.Namespace) -> Result:
@@ -120,9 +121,10 @@ def carry_out(options: argparse.Namespace) -> Result:
         InputError: Something asked for is wrong; nothing was started.
     """
     app = find_app(options.app)
-    given_topology = find_topology(options.topology, app)
-    script = parse_events(read_file(options.events), given_topology, options.events) if options.events else None
-    topology, programs = assign(given_topology, _scripted(app) if script else app.nodes, dict(options.param))
+    nodes = _scripted(app) if options.events else app.nodes
+    topology, programs = assign(find_topology(options.topology, app), nodes, dict(options.param))
+    # After the parameters: how many tokens there are decides what a script can send.
+    script = parse_events(read_file(options.events), topology, options.events) if options.events else None
     classes = {program.reference: program.load() for program in programs.values()}
     if options.format == "snap" and not all(issubclass(c, Tokens) for c in classes.values()):
         raise AppError(f"--format snap is for the tokens app, not for {app.name}", hint="--format json")
@@ -158,9 +160,10 @@ def _plan(options: argparse.Namespace, topology: Topology, script: Script | None
         every, limit = (None, 0) if by_itself else (DEFAULT_EVERY, None)
     if duration is None and limit is None and not by_itself:
         duration = DEFAULT_SECONDS
-    in_turn = [tuple(text.split(",")) for text in options.initiator] or [(node,) for node in topology.nodes]
-    for initiators in in_turn:
-        topology.initiators(initiators)
+    given = [tuple(text.split(",")) for text in options.initiator]
+    for initiators in given:
+        topology.initiators(initiators)  # refuses a name that is none
+    in_turn = given or [(node,) for node in topology.nodes]
     return Plan(every, limit, options.concurrent, in_turn, duration, until_terminated)
 
 

@@ -17,7 +17,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgpack
@@ -37,6 +37,7 @@ from mpsnap.core.kinds import (
     make_opaque,
     take_instance,
     take_opaque,
+    told,
 )
 from mpsnap.core.walk import MAX_DEPTH, Classes, explain, survey
 
@@ -50,12 +51,8 @@ _MAX_FIXED_DEPTH = 50
 # Extension codes of the format.
 _MARK, _WIDE_INT, _ENCODED, _PICKLED = 0, 1, 2, 3
 
+#: Sets of these alone are put in order by their own order, which is faster than that of their elements' bytes.
 _SORTABLE = ({int}, {str}, {bytes})
-
-_INSTANCE_TAGS = (ENUM, NAMED_TUPLE, DATACLASS, IDENTITY_DATACLASS)
-_MARKS = {tag: msgpack.ExtType(_MARK, tag) for tag in (*(kind.tag for kind in KINDS.values()), *_INSTANCE_TAGS)}
-_TUPLE_MARK = _MARKS[KINDS[tuple].tag]
-_BYTEARRAY_MARK = _MARKS[KINDS[bytearray].tag]
 
 
 class _Mark:
@@ -63,14 +60,21 @@ class _Mark:
 
     __slots__ = ("make", "tag")
 
-    def __init__(self, tag: bytes) -> None:
+    def __init__(self, tag: bytes, make: Callable[..., object] | None) -> None:
         self.tag = tag
-        #: None for the tags of a user's classes.
-        self.make = next((kind.make for kind in KINDS.values() if kind.tag == tag), None)
+        #: None for the tags of the user's classes.
+        self.make = make
 
 
-_DECODED_MARKS = {tag: _Mark(tag) for tag in _MARKS}
-_DECODED_TUPLE_MARK = _DECODED_MARKS[KINDS[tuple].tag]
+#: By tag, what a mark decodes to.
+_MARKS = {kind.tag: _Mark(kind.tag, kind.make) for kind in KINDS.values()}
+_MARKS |= {tag: _Mark(tag, None) for tag in (ENUM, NAMED_TUPLE, DATACLASS, IDENTITY_DATACLASS)}
+_TUPLE_MARK = _MARKS[KINDS[tuple].tag]
+
+#: By tag, what is written for a mark; and the two that are not looked up.
+_WRITTEN_MARKS = {tag: msgpack.ExtType(_MARK, tag) for tag in _MARKS}
+_WRITTEN_TUPLE_MARK = _WRITTEN_MARKS[KINDS[tuple].tag]
+_WRITTEN_BYTEARRAY_MARK = _WRITTEN_MARKS[KINDS[bytearray].tag]
 
 
 class _Writer:
@@ -95,18 +99,18 @@ class _Writer:
         """Return what msgpack can write for an item that it has no type for."""
         kind = type(item)
         if kind is tuple:
-            lowered = [_TUPLE_MARK, *item]
+            lowered = [_WRITTEN_TUPLE_MARK, *item]
         elif kind is set or kind is frozenset:
-            lowered = [_MARKS[KINDS[kind].tag], *self._in_order(item)]
+            lowered = [_WRITTEN_MARKS[KINDS[kind].tag], *self._in_order(item)]
         elif kind in KINDS:
-            lowered = [_MARKS[KINDS[kind].tag], *KINDS[kind].take(item)]
+            lowered = [_WRITTEN_MARKS[KINDS[kind].tag], *KINDS[kind].take(item)]
         elif (shape := self._classes.shape(kind)) is not None:
-            lowered = [_MARKS[shape.tag], *take_instance(item, shape)]
+            lowered = [_WRITTEN_MARKS[shape.tag], *take_instance(item, shape)]
         elif kind is Opaque:
             tag, parts = take_opaque(item)
-            lowered = [_MARKS[tag], *parts]
+            lowered = [_WRITTEN_MARKS[tag], *parts]
         elif kind is _Hidden:
-            return [_BYTEARRAY_MARK, item.data]
+            return [_WRITTEN_BYTEARRAY_MARK, item.data]
         elif kind is Encoded or kind is Pickled:
             return msgpack.ExtType(_ENCODED if kind is Encoded else _PICKLED, item.data)
         else:
@@ -179,7 +183,7 @@ class Codec:
         try:
             return _Writer(self._classes, hide=bytearray in kinds).pack(value)
         except (ValueError, OverflowError, RecursionError) as error:  # a length that msgpack cannot write; a full stack
-            raise CodecError(f"the value cannot be encoded: {error}", where=where) from error
+            raise CodecError(f"the value cannot be encoded: {told(error)}", where=where) from error
 
     def decode(self, data: bytes) -> object:
         """Return the value that `encode` made `data` of.
@@ -196,7 +200,7 @@ class Codec:
             raise
         except Exception as error:
             raise CodecError(
-                f"{len(data)} bytes are not a value that can be decoded here: {type(error).__name__}: {error}",
+                f"{len(data)} bytes are not a value that can be decoded here: {told(error)}",
                 hint=_HINT_BYTES,
             ) from error
 
@@ -215,7 +219,7 @@ class Codec:
             nonlocal stray
             if code == _MARK:
                 stray += 1
-                return _DECODED_MARKS[body]
+                return _MARKS[body]
             if code == _WIDE_INT:
                 return int.from_bytes(body, "big", signed=True)
             if code == _ENCODED:
@@ -231,7 +235,7 @@ class Codec:
             stray -= 1
             mark: _Mark = items[0]
             del items[0]
-            if mark is _DECODED_TUPLE_MARK:
+            if mark is _TUPLE_MARK:
                 return tuple(items)
             return self._instance(mark.tag, items) if mark.make is None else mark.make(*items)
 
@@ -316,7 +320,7 @@ def _pickled(value: object, where: str) -> Pickled:
         return Pickled(pickle.dumps(value, protocol=5))
     except Exception as error:
         raise CodecError(
-            f"the value can neither be kept exactly nor be pickled: {type(error).__name__}: {error}",
+            f"the value can neither be kept exactly nor be pickled: {told(error)}",
             where=where,
             hint="leave the attribute out with `transient = (...)`",
         ) from error

@@ -68,7 +68,7 @@ class Pickled:
             return pickle.loads(self.data)
         except Exception as error:
             raise CodecError(
-                f"a pickle of {self.size} bytes cannot be loaded: {type(error).__name__}: {error}",
+                f"a pickle of {self.size} bytes cannot be loaded: {told(error)}",
                 hint="load it where the program's own code can be imported",
             ) from error
 
@@ -112,6 +112,15 @@ def _hashable(value: object) -> object:
     except TypeError:
         return None
     return value
+
+
+def told(error: Exception) -> str:
+    """Return what an exception says, in brief and at any rate: it may hold a user's object, or half a file."""
+    try:
+        said = str(error)
+    except Exception:
+        said = ""
+    return f"{type(error).__name__}: {said[:200]}" if said else type(error).__name__
 
 
 class Kind(NamedTuple):
@@ -190,7 +199,9 @@ COMPOUND: dict[type, Kind] = {
     defaultdict: Kind(
         b"d",
         lambda v: [v.default_factory and v.default_factory.__name__, dict(v)],
-        lambda name, items: defaultdict(None if name is None else FACTORIES[name], _exactly(dict, items)),
+        lambda name, items: defaultdict(
+            None if name is None else FACTORIES[_exactly(str, name)], _exactly(dict, items)
+        ),
     ),
     datetime: Kind(
         b"D",
@@ -264,7 +275,7 @@ def shape_of(cls: type) -> Shape | None:
 def attributes(value: object, shape: Shape) -> dict[str, Any]:
     """Return everything an instance of a dataclass holds, whether or not it is a field."""
     held: dict[str, Any] = getattr(value, "__dict__", {})
-    if not shape.slots:
+    if not shape.slots and len(held) >= len(shape.fields):
         return held
     held = dict(held)
     for name, slot in shape.slots.items():
@@ -272,6 +283,10 @@ def attributes(value: object, shape: Shape) -> dict[str, Any]:
             held[name] = slot.__get__(value)
         except AttributeError:  # an empty slot
             continue
+    for name in shape.fields:
+        # A default of a field that is not in __init__ stays with the class until it is set.
+        if name not in held and name not in shape.slots and hasattr(type(value), name):
+            held[name] = getattr(type(value), name)
     return held
 
 

@@ -62,7 +62,7 @@ def load_module(name: str) -> ModuleType:
         raise
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
-            raise AppError(f"there is no module {name}", hint=f"{name.replace('.', '/')}.py as a path") from error
+            raise AppError(f"there is no module {name}", hint="a path that ends in .py, or PYTHONPATH") from error
         raise AppError(f"importing {name} failed: {error}", where=_place(error)) from error
     except Exception as error:
         raise AppError(f"importing {name} failed: {type(error).__name__}: {error}", where=_place(error)) from error
@@ -122,7 +122,7 @@ def load_object(reference: str) -> Any:
     found: Any = load_module(module_name)
     for part in name.split("."):
         if not hasattr(found, part):
-            raise AppError(f"{module_name} has no {name}{_similar(part, vars(found))}")
+            raise AppError(f"there is no {name!r} in {module_name}{_similar(part, vars(found))}")
         found = getattr(found, part)
     return found
 
@@ -177,25 +177,20 @@ def assign(
     if type(offered.get("tokens")) is int:
         topology = topology.with_tokens(offered["tokens"])
     table = nodes if isinstance(nodes, Mapping) else {"*": nodes}
+    # Once for each class and not for each node: a simulation may have a hundred thousand.
+    choices = {key: _choose(spec, offered) for key, spec in table.items()}
     used: set[str] = set()
-    taken: set[str] = set()
     programs = {}
-    classes: dict[str, tuple[type[Node], str, dict[str, Any]]] = {key: _resolve(spec) for key, spec in table.items()}
     for node in topology.nodes:
         key = _key_of(node, table)
         used.add(key)
-        node_class, reference, own = classes[key]
-        names, required, any_name = parameters(node_class)
-        params: dict[str, Any] = {"tokens": topology.tokens[node]} if "tokens" in names else {}
-        params.update({k: v for k, v in offered.items() if any_name or k in names})
-        taken.update(k for k in offered if any_name or k in names)
-        params.update(own)
-        _check_params(node, reference, params, names, required, any_name)
-        programs[node] = Program(reference, params)
+        choice = choices[key]
+        tokens = {"tokens": topology.tokens[node]} if choice.takes_tokens else {}
+        programs[node] = Program(choice.reference, tokens | choice.params)
     for key in table.keys() - used:
         raise AppError(f"no node of {topology.name} is called {key!r}{_similar(key, topology.nodes)}")
-    for name in offered.keys() - taken:
-        known = sorted(set().union(*(parameters(c)[0] for c, _, _ in classes.values())))
+    for name in offered.keys() - {name for choice in choices.values() for name in choice.params}:
+        known = sorted(set().union(*(choice.names for choice in choices.values())))
         raise AppError(
             f"no node takes a parameter {name!r}{_similar(name, known)}",
             hint=f"one of {', '.join(known)}" if known else "leaving it out",
@@ -203,13 +198,36 @@ def assign(
     return topology, programs
 
 
-def _resolve(spec: NodeSpec) -> tuple[type[Node], str, dict[str, Any]]:
-    what, params = spec if isinstance(spec, tuple) else (spec, {})
+class _Choice(NamedTuple):
+    """What one entry of `nodes` comes to."""
+
+    reference: str
+    params: dict[str, Any]
+    names: frozenset[str]
+    takes_tokens: bool
+
+
+def _choose(spec: NodeSpec, offered: Mapping[str, Any]) -> _Choice:
+    what, own = spec if isinstance(spec, tuple) else (spec, {})
     if isinstance(what, str):
-        return load_node_class(what), what, dict(params)
-    if isinstance(what, type) and issubclass(what, Node):
-        return what, reference_to(what), dict(params)
-    raise AppError(f"{what!r} is neither a Node class nor an import string")
+        node_class, reference = load_node_class(what), what
+    elif isinstance(what, type) and issubclass(what, Node):
+        node_class, reference = what, reference_to(what)
+    else:
+        raise AppError(f"{what!r} is neither a Node class nor an import string")
+    names, required, any_name = parameters(node_class)
+    params = {k: v for k, v in offered.items() if any_name or k in names} | dict(own)
+    for name in params.keys() - names if not any_name else ():
+        raise AppError(f"setup of {reference} takes no parameter {name!r}{_similar(name, names)}")
+    for name in sorted(required - params.keys() - {"tokens"}):
+        raise AppError(
+            f"setup of {reference} needs a parameter {name!r}", hint=f"--param {name}=..., or params={{...}}"
+        )
+    try:
+        Codec().encode(params, where="params")
+    except CodecError as error:
+        raise AppError(f"the parameters of {reference} are not plain data: {error.what}", where=error.where) from error
+    return _Choice(reference, params, names, "tokens" in names)
 
 
 def _key_of(node: str, table: Mapping[str, NodeSpec]) -> str:
@@ -219,24 +237,6 @@ def _key_of(node: str, table: Mapping[str, NodeSpec]) -> str:
         if fnmatch.fnmatchcase(node, pattern):
             return pattern
     raise AppError(f"node {node} has no program", where=node, hint="a pattern '*' for all others")
-
-
-def _check_params(
-    node: str,
-    reference: str,
-    params: Mapping[str, Any],
-    names: frozenset[str],
-    required: frozenset[str],
-    any_name: bool,
-) -> None:
-    for name in params.keys() - names if not any_name else ():
-        raise AppError(f"setup of {reference} takes no parameter {name!r}{_similar(name, names)}", where=node)
-    for name in sorted(required - params.keys()):
-        raise AppError(f"setup of {reference} needs a parameter {name!r}", where=node)
-    try:
-        Codec().encode(dict(params), where="params")
-    except CodecError as error:
-        raise AppError(f"the parameters of {reference} are not plain data: {error.what}", where=error.where) from error
 
 
 def _similar(name: str, known: Any) -> str:

@@ -1,0 +1,142 @@
+"""The house rules that a machine can check: who imports whom, what the core stays away from, what is at the top."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import mpsnap
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "mpsnap"
+
+#: Rooms from the ground up. A module may import from its own room and from those below; rooms on one floor never meet.
+FLOORS = {"core": 0, "store": 1, "simulator": 2, "runtime": 2, "views": 3, "server": 3, "cli": 4}
+#: What gives a module a clock, randomness, I/O, threads, processes or a log.
+IMPURE = {
+    *("time", "random", "os", "io", "logging", "threading", "queue", "multiprocessing", "pathlib", "socket"),
+    *("subprocess", "asyncio", "select", "selectors", "signal", "tempfile", "shutil", "secrets"),
+}
+#: Impure modules that the core may import all the same, with the reason.
+PURE_USES = {
+    ("mpsnap.core.kinds", "pathlib"): "paths are plain data, nothing touches the disk",
+}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        yield name.removesuffix(".__init__"), path
+
+
+def imports(module: str, path: Path) -> Iterator[tuple[str, int]]:
+    """Yield every module that `module` imports, also inside functions, with the line."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            assert node.module is not None
+            yield node.module, node.lineno
+
+
+def room(module: str) -> str:
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "top"
+
+
+EVERY_IMPORT = [(module, path, name, line) for module, path in modules() for name, line in imports(module, path)]
+
+
+def test_the_walk_sees_the_package() -> None:
+    assert {"mpsnap.core.protocol", "mpsnap.runtime.process", "mpsnap.cli.run"} <= {module for module, _ in modules()}
+    assert len(EVERY_IMPORT) > 100
+
+
+def test_nothing_imports_upward_and_rooms_of_one_floor_never_meet() -> None:
+    wrong = []
+    for module, path, name, line in EVERY_IMPORT:
+        here, there = room(module), room(name)
+        if not name.startswith("mpsnap.") or here not in FLOORS or there not in FLOORS:
+            continue
+        if here != there and FLOORS[there] >= FLOORS[here]:
+            wrong.append(f"{path.relative_to(ROOT)}:{line}: {here} imports {name}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_views_read_snapshots_and_never_a_driver() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: {name}"
+        for module, path, name, line in EVERY_IMPORT
+        if room(module) == "views" and room(name) in ("runtime", "simulator") and name.startswith("mpsnap.")
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_apps_import_only_the_public_names() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: {name}"
+        for module, path, name, line in EVERY_IMPORT
+        if room(module) == "apps" and name.startswith("mpsnap.")
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_only_the_command_line_imports_the_command_line_and_the_apps() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: {name}"
+        for module, path, name, line in EVERY_IMPORT
+        if room(name) in ("cli", "apps") and name.startswith("mpsnap.") and room(module) not in ("cli", "__main__")
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_core_is_pure() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line}: the pure core imports {name}"
+        for module, path, name, line in EVERY_IMPORT
+        if room(module) == "core" and name.split(".")[0] in IMPURE and (module, name) not in PURE_USES
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_queue_internals_are_touched_in_one_file() -> None:
+    touching = {
+        path.name
+        for _, path in modules()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in ("_reader", "_writer")
+    }
+    assert touching == {"channel.py"}
+
+
+@pytest.mark.parametrize("call", ["print"])
+def test_only_the_command_line_prints(call: str) -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for module, path in modules()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == call
+        if room(module) != "cli"
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_public_names_are_exact_and_sorted() -> None:
+    assert mpsnap.__all__ == sorted(mpsnap.__all__)
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    imported = {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert imported | {"__version__"} == set(mpsnap.__all__)
+
+
+def test_the_top_level_holds_what_the_house_has_rooms_for() -> None:
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    top = {name.split("/")[0] for name in files if name and not name.startswith(".")}
+    assert top <= {
+        *("mpsnap", "tests", "benchmarks", "setup.cfg", "pyproject.toml", "README.md"),
+        *("LICENSE", "CHANGELOG.md", "CONTRIBUTING.md"),
+    }
