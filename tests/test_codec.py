@@ -158,7 +158,7 @@ def picture(value: Any) -> Any:
     if kind is UUID:
         return name, value.bytes, value.is_safe
     if kind in (set, frozenset):
-        return name, sorted(repr(picture(item)) for item in value)
+        return name, sorted((picture(item) for item in value), key=repr)
     if isinstance(value, dict):
         factory = getattr(value, "default_factory", None)
         return name, factory, [(picture(key), picture(item)) for key, item in value.items()]
@@ -177,38 +177,36 @@ def exact(value: object, codec: Codec = HERE) -> Any:
     return decoded
 
 
-fields_text = st.text(max_size=8)
-any_text = st.text(st.characters(), max_size=8)  # lone surrogates too
 zones = st.sampled_from(
     [None, timezone.utc, timezone(timedelta(hours=-3)), timezone(timedelta(minutes=1), "X"), BERLIN, ZoneInfo("UTC")]
 )
-windows_paths = st.lists(st.sampled_from(["c:\\", "a", "b.txt", "..", "\\\\host\\share"]), max_size=3)
-leaves: st.SearchStrategy[Any] = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    st.sampled_from([-1, 0, 1, 2**63 - 1, 2**63, 2**64 - 1, 2**64, -(2**63), -(2**63) - 1, 10**500, -(2**2000)]),
+some_kinds = st.one_of(
     st.floats(),
-    any_text,
+    st.text(st.characters(), max_size=8),  # lone surrogates too
     st.binary(max_size=8),
     st.datetimes(timezones=zones),
-    st.builds(lambda when, fold: when.replace(fold=fold), st.datetimes(), st.sampled_from([0, 1])),
     st.dates(),
     st.times(timezones=zones),
     st.timedeltas(),
     st.decimals(),
-    st.sampled_from([Decimal("sNaN"), Decimal("-NaN12"), Decimal("-0E+7"), Decimal("1.10"), Decimal("-Infinity")]),
     st.uuids(),
-    st.builds(PosixPath, fields_text),
-    st.builds(PurePosixPath, fields_text),
-    st.builds(lambda parts: PureWindowsPath(*parts), windows_paths),
-    st.sampled_from([*Colour, *Level, *Right, *Bit, Right(0), Right.READ | Right.RUN, Bit.A | Bit.B, Bit(0)]),
-    st.sampled_from([timezone.utc, BERLIN]),
+    st.builds(PosixPath, st.text(max_size=8)),
     st.builds(Encoded, st.binary(max_size=8)),
     st.builds(Pickled, st.binary(max_size=8)),
 )
-keys: st.SearchStrategy[Hashable] = st.recursive(
-    leaves,
+some_values = st.sampled_from(
+    [
+        *(None, True, False, -1, 0, 1, 2**63 - 1, 2**63, 2**64 - 1, 2**64, -(2**63), -(2**63) - 1, 10**500, -(2**2000)),
+        *map(Decimal, ("-NaN12", "-0E+7", "1.10", "-Infinity")),
+        *(PurePosixPath("a/b"), PureWindowsPath("c:\\x"), PureWindowsPath("\\\\host\\share\\x"), timezone.utc, BERLIN),
+        *(datetime(2024, 10, 27, 2, 30, fold=1), datetime(2024, 10, 27, 2, 30, fold=1, tzinfo=BERLIN), time(1, fold=1)),
+        *(*Colour, *Level, *Right, *Bit, Right(0), Right.READ | Right.RUN, Bit.A | Bit.B, Bit(0)),
+    ]
+)
+leaves: st.SearchStrategy[Any] = st.deferred(lambda: some_values | st.integers() | some_kinds)
+hashable_leaves = leaves.filter(lambda leaf: not (isinstance(leaf, Decimal) and leaf.is_snan()))
+some_keys: st.SearchStrategy[Hashable] = st.recursive(
+    hashable_leaves,
     lambda inner: st.one_of(
         st.lists(inner, max_size=3).map(tuple),
         st.frozensets(inner, max_size=3),
@@ -217,8 +215,9 @@ keys: st.SearchStrategy[Hashable] = st.recursive(
         st.builds(Point, inner, inner),
         st.builds(Session, inner),
     ),
-    max_leaves=4,
+    max_leaves=3,
 )
+keys: st.SearchStrategy[Hashable] = st.deferred(lambda: hashable_leaves | some_keys)
 
 
 def containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -247,17 +246,17 @@ def containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 #: Every kind of plain data, in every other.
-plain = st.recursive(leaves, containers, max_leaves=12)
+plain = st.recursive(leaves, containers, max_leaves=8)
 
 
 @given(plain)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_every_kind_comes_back_exactly(value: Any) -> None:
     exact(value)
 
 
 @given(plain)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_a_reader_without_the_classes_keeps_everything(value: Any) -> None:
     """What a stranger decoded and encoded again is, byte for byte, what the program wrote."""
     data = HERE.encode(value)
@@ -429,7 +428,7 @@ def test_a_class_that_changed_is_named() -> None:
 
     Thing = named(dataclasses.make_dataclass("Thing", ["a", "b"]))
     old = Codec(types=(Thing,)).encode(Thing(1, 2))
-    changed = [Enum("Thing", "A"), namedtuple("Thing", "a b")]  # type: ignore[misc]
+    changed: list[Any] = [Enum("Thing", "A"), namedtuple("Thing", "a b")]
     changed += [dataclasses.make_dataclass("Thing", fields) for fields in (["a"], ["a", "b", "c"])]
     for cls in changed:
         with pytest.raises(CodecError, match="m:Thing"):
@@ -462,7 +461,7 @@ class OddZone(tzinfo):
     def utcoffset(self, when: datetime | None) -> None:
         return None
 
-    dst = tzname = utcoffset  # type: ignore[assignment]
+    dst = tzname = utcoffset
 
 
 @pytest.mark.parametrize(
@@ -512,11 +511,11 @@ def test_refused_by_path_and_type(value: object, where: str, what: str) -> None:
         ([defaultdict(Plain)], "state[0]", "factory"),
         ([incomplete()], "state[0]", f"field owner of {__name__}:Account has no value"),
         ([object.__new__(Slotted)], "state[0]", f"field left of {__name__}:Slotted has no value"),
-        ([with_attribute(Account(1))], "state[0]", f"attribute note is no part of what a {__name__}:Account keeps"),
+        ([with_attribute(Account(1))], "state[0]", f"attribute note is no part of what is kept of {__name__}:Account"),
         ([with_attribute(MixedSlots(1))], "state[0]", "attribute note"),
         ([with_attribute(Spot(1))], "state[0]", "attribute note"),
         ([tuple.__new__(Point, (1,))], "state[0]", "1 items for 2 fields"),
-        ({"a": with_attribute(OrderedDict())}, "state.a", "attribute note is no part of what a OrderedDict keeps"),
+        ({"a": with_attribute(OrderedDict())}, "state.a", "attribute note is no part of what is kept of OrderedDict"),
         ({"a": with_attribute(Counter())}, "state.a", "attribute note"),
         ([Opaque("m:A", 1.5)], "state[0]", "an Opaque needs"),
         ([Opaque("m:A", {1: 2})], "state[0]", "an Opaque needs"),
@@ -594,15 +593,15 @@ def test_cycles_are_refused() -> None:
     assert refusal(account).where == "state.owner"
 
 
-@pytest.mark.parametrize("wrap", [lambda v: [v], lambda v: (v,), lambda v: {"k": v}, lambda v: {(v,): 1}, Key, Account])
+@pytest.mark.parametrize("wrap", [lambda v: [v], lambda v: (v,), lambda v: {"k": v}, lambda v: {v}, Key, Account])
 def test_too_deep_is_refused_by_name(wrap: Callable[[Any], Any]) -> None:
     nested: Any = 0
-    for _ in range(MAX_DEPTH + 1):
-        nested = wrap(nested) if not isinstance(nested, dict) or wrap({}) != {} else nested
-        if isinstance(nested, dict) and (0,) in nested:  # a dict cannot be in a key
-            nested = tuple(nested)
+    for level in range(MAX_DEPTH + 1):
+        nested = wrap(frozenset(nested) if isinstance(nested, set) else nested)
+        if level == MAX_DEPTH - 1:
+            exact(nested)
     error = refusal(nested)
-    assert f"more than {MAX_DEPTH} levels" in error.what
+    assert error.what == f"more than {MAX_DEPTH} levels are nested here"
     assert error.where is not None
     assert error.where.startswith("state")
 
@@ -617,7 +616,7 @@ def test_far_too_deep_is_no_recursion_error() -> None:
 
 
 @given(st.recursive(leaves | st.builds(Plain) | st.just(1j), lambda i: containers(i) | st.lists(i, max_size=40)))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_the_two_walks_agree(value: Any) -> None:
     """What the fast walk refuses, the one that names the place refuses as well."""
     with contextlib.suppress(CodecError):
@@ -639,14 +638,14 @@ def survives(codec: Codec, data: bytes) -> None:
 
 
 @given(st.binary(max_size=60))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_random_bytes_do_no_harm(data: bytes) -> None:
     survives(HERE, data)
     survives(STRANGER, data)
 
 
 @given(st.sampled_from(sorted({kind.tag for kind in KINDS.values()} | set(map(bytes, zip(b"ENCI"))))), st.data())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_wrong_parts_do_no_harm(tag: bytes, data: st.DataObject) -> None:
     """A mark of each kind in front of parts that are not its own."""
     names = st.sampled_from([f"{__name__}:{n}" for n in ("Account", "Point", "Colour", "Right", "gone")])
@@ -657,7 +656,7 @@ def test_wrong_parts_do_no_harm(tag: bytes, data: st.DataObject) -> None:
 
 
 @given(plain, st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_damaged_bytes_do_no_harm(value: Any, data: st.DataObject) -> None:
     good = HERE.encode(value)
     at = data.draw(st.integers(0, len(good) - 1))

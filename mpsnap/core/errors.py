@@ -53,7 +53,8 @@ class MpsnapError(Exception):
         self.hint = None if hint is None else one_line(hint)
 
     def __str__(self) -> str:
-        place = f"{self.where}: " if self.where else ""
+        # "N1: N1 died" says it twice.
+        place = f"{self.where}: " if self.where and not self.what.startswith(self.where) else ""
         advice = f"; try: {self.hint}" if self.hint else ""
         return f"{place}{self.what}{advice}"
 

@@ -361,6 +361,8 @@ def make_opaque(tag: bytes, name: str, parts: list[Any]) -> Opaque:
 
 def flaw_of(value: Any, shape: Shape | None) -> str | None:
     """Return why this very value of a known kind cannot be kept, or None. Looks at the value alone, not inside."""
+    if shape is not None:
+        return _flaw_of_instance(value, shape)
     kind = type(value)
     if kind is defaultdict and not _is_plain_factory(value.default_factory):
         return "the factory of a defaultdict can only be None or one of " + ", ".join(sorted(FACTORIES))
@@ -370,24 +372,30 @@ def flaw_of(value: Any, shape: Shape | None) -> str | None:
         fields = isinstance(value.value, dict) and all(type(key) is str for key in value.value)
         if type(value.name) is not str or not (fields or type(value.value) in (list, str, int)):
             return "an Opaque needs a name and a dict of fields, a list, a str or an int"
-    if shape is None:
-        extra = set(value.__dict__) if kind in (Counter, OrderedDict) else set()
-    elif shape.tag == ENUM:
+    if kind in (Counter, OrderedDict) and value.__dict__:
+        return _foreign(value.__dict__, kind.__name__)
+    return None
+
+
+def _flaw_of_instance(value: Any, shape: Shape) -> str | None:
+    if shape.tag == ENUM:
         findable = _is_named(value) or type(value._value_) is int
         return None if findable else f"this member of {shape.name} cannot be found by its name"
-    elif shape.tag == NAMED_TUPLE:
+    if shape.tag == NAMED_TUPLE:
         if len(value) != len(shape.fields):
             return f"this {shape.name} has {len(value)} items for {len(shape.fields)} fields"
-        extra = set(getattr(value, "__dict__", ()))
+        extra = getattr(value, "__dict__", {}).keys()
     else:
         held = attributes(value, shape)
-        missing = [name for name in shape.fields if name not in held]
-        if missing:
-            return f"field {missing[0]} of {shape.name} has no value"
         extra = held.keys() - set(shape.fields)
-    if extra:
-        return f"attribute {min(map(str, extra))} is no part of what a {shape.name if shape else kind.__name__} keeps"
-    return None
+        missing = [name for name in shape.fields if name not in held]
+        if missing and not extra:
+            return f"field {missing[0]} of {shape.name} has no value"
+    return _foreign(extra, shape.name) if extra else None
+
+
+def _foreign(names: Iterable[str], of: str) -> str:
+    return f"attribute {min(map(str, names))} is no part of what is kept of {of}"
 
 
 def _is_plain_factory(factory: Any) -> bool:

@@ -41,6 +41,8 @@ T = TypeVar("T")
 KEPT = 100
 #: How long the pump sleeps when it has nothing to do; requests ring a bell.
 _IDLE_SECONDS = 60.0
+#: How long nodes may take to stop when the body of the `with` has failed.
+IMPATIENT_STOP_SECONDS = 1.0
 
 
 class Cluster:
@@ -155,7 +157,7 @@ class Cluster:
             self.stop()
         else:
             # The error of the body is the one to be seen; it may itself be the cluster's.
-            self._end(self._supervisor.stop)
+            self._end(lambda: self._supervisor.stop(IMPATIENT_STOP_SECONDS))
 
     # ------------------------------------------------------------- what it is for
 
@@ -262,6 +264,8 @@ class Cluster:
             self._changed.wait_for(holds, timeout)
 
     def _raise_error(self) -> None:
+        if self._ended:
+            self._thread.join()
         if self._error is not None:
             raise self._error
 
@@ -283,11 +287,12 @@ class Cluster:
             self._error = ClusterError(f"the supervisor failed: {type(error).__name__}: {error}")
             self._error.__cause__ = error
         finally:
-            self._supervisor.close()
+            # First, so that nobody rings the bell while it is closed and its number goes to another file.
             with self._changed:
                 self._ended = True
                 self._changed.notify_all()
             self._refuse_the_rest()
+            self._supervisor.close()
 
     def _take_turn(self) -> None:
         if self._every is None or time.monotonic() < self._next_snapshot or self._supervisor.state != "running":
@@ -351,12 +356,13 @@ def _refuse_to_start_in_a_node() -> None:
 
 
 def _refuse_what_a_session_cannot_ship(programs: Mapping[str, Program], start_method: str) -> None:
-    main = sys.modules["__main__"]
-    if start_method == "fork" or hasattr(main, "__file__"):
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    if start_method == "fork" or (file is not None and os.path.exists(file)):
         return
     for program in programs.values():
-        if program.reference.startswith("__main__:"):
+        # A script from stdin has a file of the name "<stdin>", which every new process would try to run.
+        if file is not None or program.reference.startswith("__main__:"):
             raise AppError(
-                f"{program.reference} was defined in an interactive session, which {start_method} cannot import",
+                f"{program.reference} comes from an interactive session, which {start_method} cannot import",
                 hint="start_method='fork', or the class in a file",
             )

@@ -15,11 +15,13 @@ Rules a maintainer keeps:
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import select
 import signal
 import time
+import weakref
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
@@ -86,6 +88,7 @@ class Incarnation:
         self._life: dict[str, tuple[Connection, Connection]] = {}
         self._closed = False
         lifeline.forget_in_children(self)
+        _living.add(self)
         try:
             self._make_channels()
             for node in topology.nodes:
@@ -148,6 +151,8 @@ class Incarnation:
             write.close()
         for endpoints in self.nodes.values():
             os.close(endpoints.pidfd)
+        # The nodes are not this process's; it must not end them when it exits.
+        self.nodes.clear()
 
     def _release_for(self, node: str) -> None:
         """Close, in the forked process of `node`, what belongs to other nodes or to the supervisor."""
@@ -215,6 +220,20 @@ class Incarnation:
             write.close()
         for kept in (self.nodes, self._queues, self._results, self._control, self._life):
             kept.clear()
+
+
+def _kill_leftovers() -> None:
+    """Kill the nodes of a program that exits without having stopped its cluster.
+
+    multiprocessing would send them SIGTERM and wait, for ever if one of them is stopped.
+    """
+    for incarnation in list(_living):
+        for node in incarnation.nodes:
+            incarnation.signal(node, signal.SIGKILL)
+
+
+_living: weakref.WeakSet[Incarnation] = weakref.WeakSet()
+atexit.register(_kill_leftovers)
 
 
 def _ended(pidfd: int) -> bool:

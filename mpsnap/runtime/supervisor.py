@@ -101,8 +101,9 @@ class Supervisor:
             reference: Program(reference, {}).load() for reference in {p.reference for p in programs.values()}
         }
         self._node_codecs = {node: codec_of(self._classes[program.reference]) for node, program in programs.items()}
-        self._selector = selectors.DefaultSelector()
-        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        #: Made by `start`: an object that was never started holds nothing that has to be given back.
+        self._selector: selectors.DefaultSelector
+        self._bell = -1
         self._events: list[Event] = []
         self._ready: set[str] = set()
         self._stopped: set[str] = set()
@@ -206,6 +207,8 @@ class Supervisor:
         """
         assert self.state == "new"
         self.state = "starting"
+        self._selector = selectors.DefaultSelector()
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         try:
             self._incarnation = Incarnation(
                 self._incarnation_number,
@@ -240,8 +243,9 @@ class Supervisor:
         return events
 
     def ring(self) -> None:
-        """Make `pump` return soon; safe from any thread."""
-        os.eventfd_write(self._bell, 1)
+        """Make `pump` return soon; safe from any thread and signal handler, not during `close`."""
+        if self._bell >= 0:
+            os.eventfd_write(self._bell, 1)
 
     def trigger(self, initiators: Iterable[str] = (), timeout: float | None = None) -> SnapshotId:
         """Begin one snapshot at all of `initiators`, and at those needed to reach every node.
@@ -290,10 +294,10 @@ class Supervisor:
     def close(self) -> None:
         """Leave nothing behind, whatever the state; the object is of no use afterwards."""
         self.kill()
-        self._selector.close()
         if self._bell >= 0:
-            os.close(self._bell)
-            self._bell = -1
+            self._selector.close()
+            bell, self._bell = self._bell, -1
+            os.close(bell)
 
     # ---------------------------------------------------------------- attending
 
@@ -472,4 +476,4 @@ class Supervisor:
 
 
 def _in_phase(phase: str) -> str:
-    return "waiting for messages" if phase == "waiting" else f"in {phase}"
+    return {"waiting": "waiting for messages", "starting": "while starting"}.get(phase, f"in {phase}")

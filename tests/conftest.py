@@ -1,0 +1,120 @@
+"""What every test is held to, and what many of them need.
+
+A test leaves nothing behind: no process, thread, descriptor, semaphore or file. The guard below looks after every test
+and names what it finds. Tests never sleep; they wait for a state with `wait_until`, which is bounded.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing import forkserver, resource_tracker
+from typing import Any, TypeVar
+
+import psutil
+import pytest
+
+T = TypeVar("T")
+
+#: What the kernel and finalizers may take to clear away what a test has given up.
+GRACE_SECONDS = 3.0
+#: Part of every semaphore's name, so that ours can be told from those of other programs.
+SEMAPHORES = f"mp-{os.getpid()}"
+#: The unlinked file of shared memory that multiprocessing keeps for its next `RawArray`.
+ARENA = "/dev/shm/pym-"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--rewrite", action="store_true", help="rewrite transcripts")
+
+
+def wait_until(condition: Callable[[], T], what: str, seconds: float = 10.0) -> T:
+    """Return what `condition` returns as soon as it is true; fail after so many seconds, saying what was waited for."""
+    pause = threading.Event()
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        if time.monotonic() >= deadline:
+            pytest.fail(f"waited {seconds:g} s for {what}")
+        pause.wait(0.005)
+    return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_names() -> None:
+    config: dict[str, Any] = multiprocessing.current_process()._config  # type: ignore[attr-defined]
+    config["semprefix"] = f"/{SEMAPHORES}"
+
+
+@pytest.fixture(autouse=True)
+def _leaves_nothing_behind() -> Iterator[None]:
+    before = _belongings()
+    yield
+    deadline = time.monotonic() + GRACE_SECONDS
+    pause = threading.Event()
+    while (left := _belongings() - before) and time.monotonic() < deadline:
+        pause.wait(0.01)
+    if left:
+        pytest.fail("the test has left behind: " + "; ".join(sorted(left)), pytrace=False)
+
+
+def _belongings() -> set[str]:
+    """Return in words everything that a test could leave behind."""
+    return _processes() | _threads() | _descriptors() | _files()
+
+
+def _processes() -> set[str]:
+    kept = {
+        getattr(forkserver._forkserver, "_forkserver_pid", None),  # type: ignore[attr-defined]
+        getattr(resource_tracker._resource_tracker, "_pid", None),  # type: ignore[attr-defined]
+    }
+    return {f"process {pid} ({_command(pid)})" for pid in _descendants(os.getpid()) if pid not in kept}
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    # psutil would look at every process of the machine, before and after every test.
+    try:
+        tasks = os.listdir(f"/proc/{pid}/task")
+        children = " ".join(open(f"/proc/{pid}/task/{task}/children").read() for task in tasks).split()  # noqa: SIM115
+    except OSError:  # it has just ended
+        return
+    for child in map(int, children):
+        yield child
+        yield from _descendants(child)
+
+
+def _command(pid: int) -> str:
+    try:
+        process = psutil.Process(pid)
+        return f"{process.status()}: {' '.join(process.cmdline())[-200:]}"
+    except psutil.Error:
+        return "ended"
+
+
+def _threads() -> set[str]:
+    return {f"thread {thread.name} ({thread.ident})" for thread in threading.enumerate()}
+
+
+def _descriptors() -> set[str]:
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{fd}")
+        except OSError:  # the listing's own
+            continue
+        if not target.startswith(ARENA):
+            found.add(f"descriptor {fd} ({target})")
+    kept = {
+        getattr(forkserver._forkserver, "_forkserver_alive_fd", None),  # type: ignore[attr-defined]
+        getattr(resource_tracker._resource_tracker, "_fd", None),  # type: ignore[attr-defined]
+    }
+    return {text for text in found if not any(text.startswith(f"descriptor {fd} ") for fd in kept)}
+
+
+def _files() -> set[str]:
+    shared = {name for name in os.listdir("/dev/shm") if name.startswith((f"sem.{SEMAPHORES}", f"pym-{os.getpid()}"))}
+    staged = {name for name in os.listdir(tempfile.gettempdir()) if name.startswith("mpsnap-")}
+    return {f"/dev/shm/{name}" for name in shared} | {f"{tempfile.gettempdir()}/{name}" for name in staged}
