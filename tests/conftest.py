@@ -76,9 +76,11 @@ def _processes() -> set[str]:
 
 def _descendants(pid: int) -> Iterator[int]:
     # psutil would look at every process of the machine, before and after every test.
+    children: list[str] = []
     try:
-        tasks = os.listdir(f"/proc/{pid}/task")
-        children = " ".join(open(f"/proc/{pid}/task/{task}/children").read() for task in tasks).split()  # noqa: SIM115
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/children") as file:
+                children += file.read().split()
     except OSError:  # it has just ended
         return
     for child in map(int, children):
