@@ -2,6 +2,7 @@
 
 from mpsnap.core.errors import (
     AppError,
+    ClusterDeadlock,
     ClusterError,
     CodecError,
     ConsistencyError,
@@ -27,6 +28,7 @@ __all__ = [
     "AppError",
     "Channel",
     "Cluster",
+    "ClusterDeadlock",
     "ClusterError",
     "CodecError",
     "ConsistencyError",

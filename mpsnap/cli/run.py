@@ -234,7 +234,7 @@ class Show:
         elif isinstance(event, SnapshotCompleted):
             self._on_snapshot(event.snapshot)
         elif isinstance(event, SnapshotAbandoned):
-            self._narrate(str(event.error))
+            self._narrate(event.error.what)
         elif isinstance(event, Emitted):
             self._on_output(event)
         elif isinstance(event, Logged):

@@ -16,6 +16,7 @@ which exit status a command ends: that is the command line's business.
       SnapshotError         a snapshot did not complete and was abandoned
       ClusterError          the cluster cannot go on
         NodeError             because of this node: what it was doing, how it ended
+        ClusterDeadlock       because these nodes wait for each other's full channels
 
 Rules for whoever raises one: `what` is a sentence without its full stop, `where` is the narrowest place known
 (file:line, node, channel), `hint` says what to try. All three are plain text of one line: control characters are
@@ -101,6 +102,10 @@ class SnapshotError(MpsnapError):
 
 class ClusterError(MpsnapError):
     """Report that the cluster cannot go on."""
+
+
+class ClusterDeadlock(ClusterError):
+    """Report a cycle of nodes that wait for each other to take messages from full channels."""
 
 
 class NodeError(ClusterError):

@@ -189,6 +189,7 @@ class NodeCore:
             effects = act()
         except SnapshotError as error:
             # Only the capture raises this, and it comes before any change: giving up is safe and the node goes on.
+            self._driver.phase(self._hook)
             self.protocol.abandon(snapshot_id)
             self._driver.refused(snapshot_id, error)
             return False
@@ -344,8 +345,7 @@ class NodeCore:
             raise SnapshotError(
                 f"{self.name} could not be captured: {type(error).__name__}: {error}", where=self.name
             ) from error
-        finally:
-            self._driver.phase(self._hook)
+        self._driver.phase(self._hook)
         now = self._clock()
         timers = tuple(
             Timer(max(0.0, due - now), period, method, frozen)

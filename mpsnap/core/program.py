@@ -71,10 +71,15 @@ def load_module(name: str) -> ModuleType:
 def _module_of_file(path: str) -> ModuleType:
     folder, _, base = path.rpartition("/")
     name = base[: -len(".py")]
+    if not name.isidentifier():
+        raise AppError(f"{name!r} cannot be the name of a module", where=path, hint="renaming the file")
     present = sys.modules.get(name)
     if present is not None and getattr(present, "__file__", None) == path:
         return present
-    if not name.isidentifier() or present is not None or importlib.util.find_spec(name) is not None:
+    found = None if present is not None else importlib.util.find_spec(name)
+    if found is not None and found.origin == path:
+        return importlib.import_module(name)
+    if found is not None or present is not None:
         raise AppError(f"{name} is the name of another module", where=path, hint="renaming the file")
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None

@@ -43,11 +43,14 @@ anew: the closest published implementation forgets them and counts a message twi
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from mpsnap.core.errors import ProtocolError
+
+_ID_TEXT = re.compile(r"(0|[1-9][0-9]*)-(.+)-(0|[1-9][0-9]*)")
 
 
 class SnapshotId(NamedTuple):
@@ -71,11 +74,11 @@ class SnapshotId(NamedTuple):
         >>> SnapshotId.parse("0-web-1-7")
         SnapshotId(incarnation=0, initiator='web-1', n=7)
         """
-        incarnation, _, rest = text.partition("-")
-        initiator, _, n = rest.rpartition("-")
-        if not initiator:
+        # Not with `int` alone: it also reads 01, 1_0 and digits of other scripts, and an id has one text.
+        match = _ID_TEXT.fullmatch(text)
+        if match is None:
             raise ValueError(f"not a snapshot id: {text!r}")
-        return cls(int(incarnation), initiator, int(n))
+        return cls(int(match[1]), match[2], int(match[3]))
 
     @classmethod
     def triggered(cls, incarnation: int, initiator: str, count: int) -> SnapshotId:

@@ -40,6 +40,7 @@ from mpsnap.core.topology import Channel
 from mpsnap.runtime import lifeline
 from mpsnap.runtime.board import Board
 from mpsnap.runtime.channel import QueueReceiver, QueueSender, close_reader, writer_fd
+from mpsnap.runtime.deadlock import REPORT_SECONDS
 from mpsnap.runtime.frames import FrameReader, FrameWriter
 
 #: How long hooks run before items are looked at again; a marker waits this long and one hook at most.
@@ -112,6 +113,9 @@ class NodeProcess(Driver):
         self._horizon = dict.fromkeys(self._senders, spec.window // 2)
         #: Outbound channels beyond their horizon.
         self._crowded: set[str] = set()
+        #: Outbound channels whose window is full, and since when; when they are next reported.
+        self._full: dict[str, float] = {}
+        self._next_report = 0.0
         self._control = FrameReader(spec.control.fileno())
         self._on_note: dict[object, Callable[..., None]] = {
             "go": self._on_go,
@@ -144,6 +148,8 @@ class NodeProcess(Driver):
                 if self._running and not self._stopping:
                     self._turn()
                 self._flush()
+                if self._full:
+                    self._report_full_channels()
             self._leave()
         except BaseException as error:
             self._fail(error)
@@ -261,14 +267,25 @@ class NodeProcess(Driver):
         for dst in tuple(self._crowded):
             taken = self._words[self._out_taken_slots[dst]]
             on_the_way = self._core.protocol.sent[dst] - taken
+            if on_the_way >= window:
+                room = 0
+                if dst not in self._full:
+                    self._full[dst] = time.monotonic()
+                    self._next_report = self._full[dst] + REPORT_SECONDS
+                continue
+            self._full.pop(dst, None)
             if on_the_way < window // 2:
                 self._crowded.remove(dst)
                 self._horizon[dst] = taken + window // 2
-            elif on_the_way >= window:
-                room = 0
             else:
                 room = min(room, 1)
         return room
+
+    def _report_full_channels(self) -> None:
+        now = time.monotonic()
+        if now >= self._next_report:
+            self._next_report = now + REPORT_SECONDS
+            self._tell("blocked", now, self._full)
 
     # ------------------------------------------------------------------- input
 
@@ -363,11 +380,13 @@ def _describe(error: BaseException) -> tuple[str, str | None, str | None, str]:
     """Return what, where, hint and traceback of an error as plain text."""
     # An exception's own __str__ may raise; the formatter of tracebacks copes with that.
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    line = _user_line(error)
     if isinstance(error, MpsnapError):
-        place = error.where or _user_line(error)
-        return error.what, place, error.hint, text
+        if line is None or error.where is None:
+            return error.what, line or error.where, error.hint, text
+        return f"{error.where}: {error.what}", line, error.hint, text
     summary = "".join(traceback.format_exception_only(type(error), error)).strip()
-    return one_line(summary.splitlines()[0] if summary else type(error).__name__), _user_line(error), None, text
+    return one_line(summary.splitlines()[0] if summary else type(error).__name__), line, None, text
 
 
 def _user_line(error: BaseException) -> str | None:

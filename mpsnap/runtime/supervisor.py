@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
 from typing import Any
 
-from mpsnap.core.errors import ClusterError, MpsnapError, NodeError
+from mpsnap.core.errors import ClusterDeadlock, ClusterError, MpsnapError, NodeError
 from mpsnap.core.events import (
     ClusterStarted,
     ClusterStopped,
@@ -40,6 +40,7 @@ from mpsnap.core.snapshot import GlobalSnapshot
 from mpsnap.core.topology import Topology
 from mpsnap.runtime import preflight
 from mpsnap.runtime.deadlines import Deadlines
+from mpsnap.runtime.deadlock import Waits
 from mpsnap.runtime.frames import Note
 from mpsnap.runtime.incarnation import Incarnation
 from mpsnap.runtime.snapshots import Snapshots
@@ -111,6 +112,7 @@ class Supervisor:
         self._tickets = 0
         self._totals = (0, 0)
         self._deadlines = Deadlines()
+        self._waits = Waits()
         self._snapshots = Snapshots(
             topology,
             # Here a pickle stays a pickle: looking at a snapshot runs no code from it.
@@ -131,6 +133,7 @@ class Supervisor:
             "staged": self._on_staged,
             "refused": self._snapshots.refused,
             "abandoned": self._snapshots.abandoned,
+            "blocked": self._on_blocked,
             "emitted": self._on_emitted,
             "replied": self._on_replied,
             "logged": self._on_logged,
@@ -464,6 +467,13 @@ class Supervisor:
             self._snapshots.report(node, snapshot_id, data)
         else:
             self._snapshots.refused(node, snapshot_id, "its staged part was changed on the way")
+
+    def _on_blocked(self, node: str, now: float, full_since: dict[str, float]) -> None:
+        try:
+            self._waits.report(node, now, full_since)
+        except ClusterDeadlock as error:
+            if self.state == "running":
+                self._end(error)
 
     def _on_emitted(self, node: str, n: int, record: bytes) -> None:
         self._happened(Emitted(node, n, self._node_codecs[node].reader().decode(record)))

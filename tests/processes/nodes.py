@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from fractions import Fraction
 from typing import Any, ClassVar, NamedTuple
+from uuid import SafeUUID
 
 from mpsnap import Context, GlobalSnapshot, Node
 
@@ -136,14 +137,15 @@ class Puppet(Node):
 
 
 class Keeper(Puppet):
-    """Hold values of classes that `types` names or that live in this module."""
+    """Hold and send values of classes that live in this module or that `types` names."""
 
-    types: ClassVar[tuple[type, ...]] = (Fraction.__mro__[0],) if False else ()
+    types: ClassVar[tuple[type, ...]] = (SafeUUID,)
 
     def setup(self, ctx: Context, greeting: object = None) -> None:
         super().setup(ctx, greeting)
         self.parcel = Parcel("first", Colour.RED, Point(1, 2), {3})
         self.colours = {Colour.BLUE: "sky"}
+        self.safety = SafeUUID.unknown
         for dst in ctx.outbound:
             ctx.send(dst, Parcel(ctx.name, Colour.BLUE, Point(0, 0)))
 
@@ -259,14 +261,17 @@ class Doomed(Node):
     def on_start(self, ctx: Context) -> None:
         self._reach("on_start")
 
-    def on_message(self, ctx: Context, sender: str, payload: int) -> None:
+    def on_message(self, ctx: Context, sender: str, payload: int | str) -> None:
+        if payload == "and on":
+            return
         self._reach("on_message")
         if self.captured > 1:  # the first is the dry one at the start
             self._reach("after_snapshot")
+        assert isinstance(payload, int)
         self.rounds = payload
         ctx.broadcast(payload + 1)
         self._reach("between_sends")
-        ctx.broadcast(-1) if payload < 0 else None
+        ctx.broadcast("and on")
 
     def on_idle(self, ctx: Context) -> None:
         self._reach("on_idle")
