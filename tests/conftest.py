@@ -43,6 +43,30 @@ def wait_until(condition: Callable[[], T], what: str, seconds: float = 10.0) -> 
     return found
 
 
+def _start_method(method: str) -> Any:
+    marks: list[pytest.MarkDecorator] = []
+    if method == "fork":
+        marks = [
+            # Its time limit is kept by a signal, not by a thread, so that fork finds the one thread it needs.
+            pytest.mark.timeout(60, method="signal"),
+            # From 3.12 on Python counts the thread of faulthandler too, which holds no lock.
+            pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+        ]
+    if method not in multiprocessing.get_all_start_methods():
+        marks.append(pytest.mark.skip(reason=f"there is no {method} here"))
+    return pytest.param(method, marks=marks)
+
+
+#: For `parametrize`, where a test is not to run with all of them.
+FORK, FORKSERVER, SPAWN = map(_start_method, ("fork", "forkserver", "spawn"))
+
+
+@pytest.fixture(params=[FORK, FORKSERVER, SPAWN])
+def start_method(request: pytest.FixtureRequest) -> str:
+    """Run the test once for each way to start a process."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_names() -> None:
     config: dict[str, Any] = multiprocessing.current_process()._config  # type: ignore[attr-defined]
@@ -68,8 +92,8 @@ def _belongings() -> set[str]:
 
 def _processes() -> set[str]:
     kept = {
-        getattr(forkserver._forkserver, "_forkserver_pid", None),  # type: ignore[attr-defined]
-        getattr(resource_tracker._resource_tracker, "_pid", None),  # type: ignore[attr-defined]
+        getattr(forkserver._forkserver, "_forkserver_pid", None),
+        getattr(resource_tracker._resource_tracker, "_pid", None),
     }
     return {f"process {pid} ({_command(pid)})" for pid in _descendants(os.getpid()) if pid not in kept}
 
@@ -110,8 +134,8 @@ def _descriptors() -> set[str]:
         if not target.startswith(ARENA):
             found.add(f"descriptor {fd} ({target})")
     kept = {
-        getattr(forkserver._forkserver, "_forkserver_alive_fd", None),  # type: ignore[attr-defined]
-        getattr(resource_tracker._resource_tracker, "_fd", None),  # type: ignore[attr-defined]
+        getattr(forkserver._forkserver, "_forkserver_alive_fd", None),
+        getattr(resource_tracker._resource_tracker, "_fd", None),
     }
     return {text for text in found if not any(text.startswith(f"descriptor {fd} ") for fd in kept)}
 

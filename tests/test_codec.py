@@ -137,7 +137,7 @@ class MyInt(int):
     pass
 
 
-HERE = Codec(module=__name__)
+HERE = Codec(modules=(__name__,))
 STRANGER = Codec()
 BERLIN = ZoneInfo("Europe/Berlin")
 
@@ -355,7 +355,7 @@ def test_classes_inside_functions_must_be_named() -> None:
 
     assert refusal(Local(1)).where == "state"
     assert exact(Local(1), Codec(types=(Local,))).x == 1
-    assert exact([Local(1), Point(2)], Codec(types=(Local,), module=__name__))[0].x == 1
+    assert exact([Local(1), Point(2)], Codec(types=(Local,), modules=(__name__,)))[0].x == 1
 
 
 def test_a_class_that_is_not_allowed_is_refused() -> None:
@@ -368,7 +368,7 @@ def test_a_class_that_its_module_no_longer_shows_is_refused(monkeypatch: pytest.
     module = ModuleType("a_users_module")
     monkeypatch.setitem(sys.modules, "a_users_module", module)
     Shadowed = Enum("Shadowed", "A B", module="a_users_module", qualname="Shadowed")
-    codec = Codec(module="a_users_module")
+    codec = Codec(modules=("a_users_module",))
     assert "Shadowed" in refusal(list(Shadowed), codec).what
     module.__dict__["Shadowed"] = Shadowed
     assert exact(list(Shadowed), codec) == list(Shadowed)
@@ -417,6 +417,7 @@ def test_opaque_equality_is_by_content() -> None:
     assert len({*made}) == 5
     assert made[0] != Opaque("m:B", made[0].value)
     assert made[0] != made[0].value
+    assert hash(Opaque("m:A", [deque([1])])) == hash(Opaque("m:A", [deque([1])]))
 
 
 def test_a_class_that_changed_is_named() -> None:
@@ -723,9 +724,9 @@ def test_an_error_of_unprintable_length_is_still_an_error() -> None:
 
 def test_decoding_imports_nothing() -> None:
     name = "this.module.is.never:Imported"
-    decoded = Codec(module="this").decode(STRANGER.encode(Opaque(name, [1])))
+    decoded = Codec(modules=("this",)).decode(STRANGER.encode(Opaque(name, [1])))
     assert decoded == Opaque(name, [1])
-    assert Codec(module="antigravity").decode(STRANGER.encode(Opaque("antigravity:x", "y"))) == Opaque(
+    assert Codec(modules=("antigravity",)).decode(STRANGER.encode(Opaque("antigravity:x", "y"))) == Opaque(
         "antigravity:x", "y"
     )
     assert "antigravity" not in sys.modules
@@ -736,7 +737,7 @@ def test_a_module_is_not_asked_for_what_it_does_not_have(monkeypatch: pytest.Mon
     module = ModuleType("asking")
     module.__dict__["__getattr__"] = asked.append
     monkeypatch.setitem(sys.modules, "asking", module)
-    Codec(module="asking").decode(STRANGER.encode(Opaque("asking:Lazy.Inner", "y")))
+    Codec(modules=("asking",)).decode(STRANGER.encode(Opaque("asking:Lazy.Inner", "y")))
     assert asked == []
 
 
@@ -789,6 +790,22 @@ def test_what_cannot_be_pickled_is_refused() -> None:
     assert "pickled" in error.what
 
 
+class Mute(Exception):
+    """Cannot even be written."""
+
+    def __str__(self) -> str:
+        raise self
+
+
+class Stubborn:
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise Mute
+
+
+def test_an_exception_of_the_users_that_cannot_be_written_is_named() -> None:
+    assert refusal(Stubborn(), Codec(pickle=True)).what.endswith(": Mute")
+
+
 def test_a_pickle_that_does_not_load_is_a_codec_error() -> None:
     data = STRANGER.encode(Pickled(b"not a pickle"))
     with pytest.raises(CodecError, match="12 bytes cannot be loaded"):
@@ -796,7 +813,7 @@ def test_a_pickle_that_does_not_load_is_a_codec_error() -> None:
 
 
 def test_a_reader_knows_the_same_classes() -> None:
-    codec = Codec(module=__name__, pickle=True)
+    codec = Codec(modules=(__name__,), pickle=True)
     data = codec.encode([Point(1)])
     assert codec.reader().decode(data) == [Point(1)]
     assert HERE.reader() is HERE

@@ -612,7 +612,7 @@ def test_names_may_have_dashes(text: str, expected: tuple[int, str, int]) -> Non
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "A", "0-A", "0--1", "-A-1", "A-0-1", "0-A-", "0-A-x", "0-A-1.0", "x-A-1", "0-A-0x1"),
+        *("", "A", "0-A", "0--1", "-A-1", "A-0-1", "0-A-", "0-A-x", "0-A-1.0", "x-A-1", "0-A-0x1", "0-A-0"),
         *(" 0-A-1", "0-A-1\n", "00-A-1", "0-A-01", "0-A-+1", "0-A-1_0", "0-A-\u0663"),
     ],
 )

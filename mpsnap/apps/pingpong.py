@@ -6,7 +6,7 @@ from mpsnap import Context, Node
 
 
 class PingPong(Node):
-    """Send a ping to each neighbour that can answer, send the next when its pong is back, and count the time."""
+    """Ping each neighbour that can answer, send it the next when its pong is back, and count the time."""
 
     default_topology = "ring:2"
     #: When each ping left; times of this process's clock mean nothing after a restart.
@@ -20,8 +20,9 @@ class PingPong(Node):
         self.left: dict[str, float] = {}
 
     def on_idle(self, ctx: Context) -> bool:
-        if ctx.name == "N1":
-            for dst in set(ctx.outbound) & set(ctx.inbound) - self.left.keys():
+        for dst in ctx.outbound:
+            # Of two neighbours, the first by name.
+            if dst > ctx.name and dst in ctx.inbound and dst not in self.left:
                 self.left[dst] = time.perf_counter()
                 ctx.send(dst, "ping")
         return False

@@ -43,8 +43,12 @@ class Reader(Node):
             return False
         lines = [line for _ in range(LINES) if (line := self.file.readline())]
         if lines:
+            try:
+                text = b"".join(lines).decode()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{self.files[0]} is not UTF-8 text: {error.reason}") from error
             self.offset = self.file.tell()
-            ctx.send(SPLITTERS[self.batches % len(SPLITTERS)], b"".join(lines).decode())
+            ctx.send(SPLITTERS[self.batches % len(SPLITTERS)], text)
             self.batches += 1
         else:
             self.file.close()

@@ -172,7 +172,9 @@ class Conductor:
             return True
         if self._time_is_over(time.monotonic()):
             if self._script is not None and not self._script.done:
-                self.error = self.error or SnapshotError("the time was over before the script was")
+                self.error = self.error or SnapshotError(
+                    "the time was over before the script was", where=self._script.place, hint="a longer --duration"
+                )
             return True
         if self._plan.until_terminated:
             # A probe that was abandoned cannot prove the end, and nothing says that the next one would.
@@ -186,9 +188,10 @@ class Conductor:
             self.started = time.monotonic()
             self._due = self.started + (self._plan.every or 0.0)
         elif isinstance(event, SnapshotAbandoned):
-            # What an ending run takes with it is no failure of the snapshot.
-            if not self._stopping:
-                self.error = self.error or event.error
+            # What the end takes with it is no failure of the snapshot, and no news: why it ended comes next.
+            if self._stopping or self._supervisor.ended:
+                return
+            self.error = self.error or event.error
         elif isinstance(event, ClusterStopped):
             self.error = self.error or event.error
         if self._script is not None:
@@ -208,6 +211,7 @@ class _ScriptRunner:
         self._supervisor = supervisor
         self._source = script.source
         self._steps = list(reversed(script.steps))
+        self._last = script.steps[-1].line
         #: What the line that was issued waits for: a ticket, a snapshot id, or nothing.
         self._awaited: int | SnapshotId | None = None
         #: When the next line may be issued.
@@ -220,6 +224,11 @@ class _ScriptRunner:
     def done(self) -> bool:
         """Whether every line was issued and acknowledged."""
         return not self._steps and self._awaited is None and time.monotonic() >= self.due
+
+    @property
+    def place(self) -> str:
+        """The line that is to be issued or acknowledged next, or the last one."""
+        return f"{self._source}:{self._steps[-1].line if self._steps else self._last}"
 
     def act(self) -> None:
         """Issue the next line if it is time."""
@@ -254,7 +263,7 @@ class _ScriptRunner:
         if self.due > self._patience and isinstance(step, Send):
             self.error = SnapshotError(
                 f"{step.src} did not hold {step.amount} tokens within {SEND_SECONDS:g} s",
-                where=f"{self._source}:{step.line}",
+                where=self.place,
                 hint="sending them there first",
             )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import os
 import sys
 import traceback
@@ -17,7 +18,7 @@ from typing import NoReturn
 
 from mpsnap import __version__
 from mpsnap.cli import run
-from mpsnap.core.errors import ConsistencyError, InputError, MpsnapError, NodeError, one_line
+from mpsnap.core.errors import AppError, ConsistencyError, InputError, MpsnapError, NodeError, one_line
 
 EXIT_DONE, EXIT_VIOLATED, EXIT_USAGE, EXIT_UNDECIDED, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -39,8 +40,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with 2."""
-        print(f"mpsnap: error: {one_line(message)}; try: {self.prog} --help", file=sys.stderr)
-        raise SystemExit(EXIT_USAGE)
+        _refuse(message, f"{self.prog} --help")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -53,13 +53,15 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     top.add_argument("--version", action="version", version=f"mpsnap {__version__}")
-    verbs = top.add_subparsers(dest="verb", metavar="VERB", required=True)
+    # Not required: argparse would complain of the missing verb and not of what stands in its place.
+    verbs = top.add_subparsers(dest="verb", metavar="VERB")
     run.add_parser(verbs)
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Carry out one command and return its exit status."""
+    _secure_standard_streams()
     options = _parse(argv)
     try:
         result: run.Result = options.carry_out(options)
@@ -69,6 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_UNDECIDED
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    except SystemExit as end:
+        # Ours come from the parser, above. This is code of the user's that was imported and wants an end of its own.
+        refusal = AppError(f"what was imported ended in sys.exit({end.code!r})", where=_innermost(end))
+        refusal.__cause__ = end
+        return _tell(refusal, options.debug, EXIT_USAGE)
     except InputError as error:
         return _tell(error, options.debug, EXIT_USAGE)
     except Exception as error:
@@ -81,14 +88,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     return EXIT_INTERRUPTED if result.interrupted else status
 
 
+def _secure_standard_streams() -> None:
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            # Closed. The first pipe of the cluster would get its number, and nodes put their stdout in its place.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A state may hold what the terminal's encoding has no character for.
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    options, unknown = parser().parse_known_args(argv)
+    top = parser()
+    options, unknown = top.parse_known_args(argv)
+    prog = top.prog if options.verb is None else f"{top.prog} {options.verb}"
+    better = f"{prog} --help"
+    if unknown and unknown[0].startswith("-"):
+        close = difflib.get_close_matches(unknown[0].partition("=")[0], getattr(options, "known", ()), n=1)
+        _refuse(f"there is no option {unknown[0]}", close[0] if close else better)
     if unknown:
-        close = difflib.get_close_matches(unknown[0].partition("=")[0], options.known, n=1)
-        better = close[0] if close else f"python -m mpsnap {options.verb} --help"
-        print(f"mpsnap: error: there is no option {one_line(unknown[0])}; try: {better}", file=sys.stderr)
-        raise SystemExit(EXIT_USAGE)
+        _refuse(f"{unknown[0]!r} is one argument too many", better)
+    if options.verb is None:
+        _refuse("no verb is given", f"{top.prog} run, or {better}")
     return options
+
+
+def _refuse(what: str, better: str) -> NoReturn:
+    print(f"mpsnap: error: {one_line(what)}; try: {better}", file=sys.stderr)
+    raise SystemExit(EXIT_USAGE)
+
+
+def _innermost(error: BaseException) -> str | None:
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else None
 
 
 def _tell(error: Exception, debug: bool, status: int) -> int:

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any, NamedTuple
 
 from tqdm import tqdm
 
 from mpsnap.apps.tokens import ScriptedTokens, Tokens
-from mpsnap.cli.apps import App, find_app, find_topology, read_file
+from mpsnap.cli.apps import App, absolute, find_app, find_topology, read_file
 from mpsnap.cli.conduct import Conductor, Plan
-from mpsnap.core.errors import AppError, InputError, MpsnapError, one_line
+from mpsnap.core.errors import AppError, InputError, MpsnapError, TopologyError, one_line
 from mpsnap.core.events import ClusterStarted, Emitted, Event, Logged, SnapshotAbandoned, SnapshotCompleted
 from mpsnap.core.node import Node
 from mpsnap.core.program import assign, load_object
 from mpsnap.core.script import Script, parse_events
 from mpsnap.core.snapshot import GlobalSnapshot
-from mpsnap.core.topology import Topology
+from mpsnap.core.topology import Topology, shown, whole_number
 from mpsnap.runtime.supervisor import Supervisor
 from mpsnap.views.document import output_document, run_document, snapshot_document
 from mpsnap.views.snapfile import snap_text
@@ -36,7 +37,7 @@ OUTPUTS_SHOWN = 20
 
 EXAMPLES = """\
 examples:
-  python -m mpsnap run                                    tokens on 4 processes for 5 s, a snapshot a second
+  python -m mpsnap run   # tokens on 4 processes for 5 s, a snapshot a second
   python -m mpsnap run bank --topology ring:6 --invariant mpsnap.apps.bank:audit
   python -m mpsnap run --snapshots 100 --concurrent 5 --format json > run.json
   python -m mpsnap run path/to/file.py:MyNode --param size=10 --duration 2
@@ -85,7 +86,7 @@ def add_parser(verbs: Any) -> None:
         help="parameter of setup, V as JSON else text",
     )
     what.add_argument("--start-method", choices=("fork", "forkserver", "spawn"), help="default: the best one here")
-    what.add_argument("--seed", type=int, default=0, metavar="N", help="of the nodes' random numbers (default 0)")
+    what.add_argument("--seed", type=_whole, default=0, metavar="N", help="of the nodes' random numbers (default 0)")
     when = parser.add_argument_group("when snapshots are taken, and when it ends")
     when.add_argument("--duration", type=_seconds, metavar="S", help=f"seconds (default {DEFAULT_SECONDS:g})")
     when.add_argument("--snapshot-every", type=_seconds, metavar="S", help=f"seconds (default {DEFAULT_EVERY:g})")
@@ -104,12 +105,14 @@ def add_parser(verbs: Any) -> None:
     when.add_argument(
         "--invariant", metavar="MODULE:FUNCTION", action="append", default=[], help="must be true of every snapshot"
     )
-    shown = parser.add_argument_group("what is shown")
-    shown.add_argument("--format", choices=("table", "json", "snap"), default="table", help="of stdout (default table)")
-    shown.add_argument("--out", metavar="DIR", help="write each snapshot to a file there: N.txt, N.json or N.snap")
-    shown.add_argument("--emit", metavar="FILE", help="write what nodes emit there, a JSON line each")
-    shown.add_argument("--quiet", action="store_true", help="no narration and no progress bar")
-    shown.add_argument("--debug", action="store_true", help="show tracebacks")
+    output = parser.add_argument_group("what is shown")
+    output.add_argument(
+        "--format", choices=("table", "json", "snap"), default="table", help="of stdout (default table)"
+    )
+    output.add_argument("--out", metavar="DIR", help="write each snapshot to a file there: N.txt, N.json or N.snap")
+    output.add_argument("--emit", metavar="FILE", help="write what nodes emit there, a JSON line each")
+    output.add_argument("--quiet", action="store_true", help="no narration and no progress bar")
+    output.add_argument("--debug", action="store_true", help="show tracebacks")
     known = [option for action in parser._actions for option in action.option_strings]
     parser.set_defaults(carry_out=carry_out, known=known)
 
@@ -121,15 +124,20 @@ def carry_out(options: argparse.Namespace) -> Result:
         InputError: Something asked for is wrong; nothing was started.
     """
     app = find_app(options.app)
-    nodes = _scripted(app) if options.events else app.nodes
-    topology, programs = assign(find_topology(options.topology, app), nodes, dict(options.param))
+    nodes = app.nodes if options.events is None else _scripted(app)
+    params = dict(options.param)
+    if type(params.get("tokens")) is int and params["tokens"] < 0:
+        raise InputError(f"must be a whole number >= 0, not {params['tokens']}", where="--param tokens")
+    topology, programs = assign(find_topology(options.topology, app), nodes, params)
     # After the parameters: how many tokens there are decides what a script can send.
-    script = parse_events(read_file(options.events), topology, options.events) if options.events else None
-    classes = {program.reference: program.load() for program in programs.values()}
-    if options.format == "snap" and not all(issubclass(c, Tokens) for c in classes.values()):
+    script = None if options.events is None else parse_events(read_file(options.events), topology, options.events)
+    classes = {program.load() for program in programs.values()}
+    if "tokens" in params and type(params["tokens"]) is not int and any(issubclass(c, Tokens) for c in classes):
+        raise InputError(f"must be a whole number >= 0, not {shown(params['tokens'])}", where="--param tokens")
+    if options.format == "snap" and not all(issubclass(c, Tokens) for c in classes):
         raise AppError(f"--format snap is for the tokens app, not for {app.name}", hint="--format json")
     invariants = [_invariant(reference) for reference in options.invariant]
-    until_terminated = script is None and not any(c.endless for c in classes.values())
+    until_terminated = script is None and not any(c.endless for c in classes)
     plan = _plan(options, topology, script, until_terminated)
     supervisor = Supervisor(
         topology,
@@ -139,15 +147,25 @@ def carry_out(options: argparse.Namespace) -> Result:
         snapshot_timeout=options.timeout,
         until_terminated=until_terminated,
     )
-    show = Show(options, app, topology, supervisor, plan)
-    conductor = Conductor(supervisor, plan, script, invariants, show.attend)
-    with show:
-        try:
-            conductor.run()
-        except MpsnapError as error:
-            # Nodes were started, so a document is due although there is nothing to show.
-            conductor.error = conductor.error or error
-        show.finish(conductor)
+    try:
+        with Show(options, app, topology, supervisor, plan) as show:
+            return _conduct(Conductor(supervisor, plan, script, invariants, show.attend), show)
+    finally:
+        supervisor.close()
+
+
+def _conduct(conductor: Conductor, show: Show) -> Result:
+    # Whatever goes wrong from here on, nodes were started, so a document is due although it may have nothing to show.
+    try:
+        conductor.run()
+    except BrokenPipeError:
+        raise
+    except MpsnapError as error:
+        conductor.error = conductor.error or error
+    except Exception as error:
+        conductor.error = MpsnapError(f"{type(error).__name__}: {error}")
+        conductor.error.__cause__ = error
+    show.finish(conductor)
     return Result(conductor.error, conductor.interrupted)
 
 
@@ -162,7 +180,11 @@ def _plan(options: argparse.Namespace, topology: Topology, script: Script | None
         duration = DEFAULT_SECONDS
     given = [tuple(text.split(",")) for text in options.initiator]
     for initiators in given:
-        topology.initiators(initiators)  # refuses a name that is none
+        try:
+            topology.initiators(initiators)
+        except TopologyError as error:
+            where = f"--initiator {','.join(initiators)}"
+            raise TopologyError(error.what, where=where, hint=error.hint) from error
     in_turn = given or [(node,) for node in topology.nodes]
     return Plan(every, limit, options.concurrent, in_turn, duration, until_terminated)
 
@@ -181,11 +203,23 @@ def _scripted(app: App) -> str:
 
 
 def _invariant(reference: str) -> Callable[[GlobalSnapshot], object]:
-    found = load_object(reference)
+    place = f"--invariant {reference}"
+    try:
+        found = load_object(absolute(reference))
+    except AppError as error:
+        raise AppError(error.what, where=error.where or place, hint=error.hint) from error
     if not callable(found):
-        raise AppError(f"invariant {reference} is a {type(found).__name__}, not a function of a snapshot")
-    function: Callable[[GlobalSnapshot], object] = found
-    return function
+        raise AppError(f"it is of type {type(found).__name__}, not a function of a snapshot", where=place)
+
+    def invariant(snapshot: GlobalSnapshot) -> object:
+        try:
+            return found(snapshot)
+        except SystemExit as end:
+            raise RuntimeError(f"sys.exit({end.code!r})") from end
+
+    # As it was named, so that it is found again when it is false.
+    invariant.__qualname__ = reference
+    return invariant
 
 
 class Show:
@@ -207,16 +241,20 @@ class Show:
         self._bar: tqdm[Any] | None = None
 
     def __enter__(self) -> Show:
-        if self._options.out is not None:
+        out = self._options.out
+        if out is not None:
             try:
-                os.makedirs(self._options.out, exist_ok=True)
+                os.makedirs(out, exist_ok=True)
             except OSError as error:
-                raise InputError(f"cannot be made: {error.strerror}", where=self._options.out) from error
+                raise InputError(f"cannot be made: {error.strerror}", where=out or "''") from error
+            if not os.access(out, os.W_OK | os.X_OK):
+                raise InputError("cannot be written to", where=out)
         if self._options.emit is not None:
             try:
-                self._emit = open(self._options.emit, "w", encoding="utf-8")
-            except OSError as error:
-                raise InputError(f"cannot be written: {error.strerror}", where=self._options.emit) from error
+                # By lines, so that it can be followed while it grows.
+                self._emit = open(self._options.emit, "w", encoding="utf-8", buffering=1)
+            except (OSError, ValueError) as error:
+                raise InputError(f"cannot be written: {_reason(error)}", where=self._options.emit or "''") from error
         if self._supervisor.notice:
             self._narrate(self._supervisor.notice)
         return self
@@ -249,9 +287,9 @@ class Show:
             self._bar = None
         seconds = time.monotonic() - conductor.started if conductor.started else 0.0
         if self._options.format == "json":
-            document = run_document(self._facts(seconds), self._snapshots, self._outputs, conductor.error)
-            json.dump(document, sys.stdout, allow_nan=False)
-            print(flush=True)
+            snapshots = sorted(self._snapshots, key=lambda snapshot: snapshot.number)
+            document = run_document(self._facts(seconds), snapshots, self._outputs, conductor.error)
+            self._print(json.dumps(document, allow_nan=False))
         elif self._options.format == "table":
             self._print_summary(seconds)
 
@@ -264,7 +302,7 @@ class Show:
             until = f"for {plan.duration:g} s"
         nodes, channels = count(len(self._topology.nodes), "process"), count(len(self._topology.channels), "channel")
         self._narrate(
-            f"{self._app.name} on {self._topology.name}: {nodes.replace('processs', 'processes')}, {channels}, "
+            f"{self._app.name} on {self._topology.name}: {nodes}, {channels}, "
             f"{self._supervisor.start_method} {until}".rstrip()
             + "; Ctrl-C stops it"
         )
@@ -290,18 +328,18 @@ class Show:
     def _write_file(self, snapshot: GlobalSnapshot) -> None:
         ending = {"table": "txt", "json": "json", "snap": "snap"}[self._options.format]
         path = os.path.join(self._options.out, f"{snapshot.number}.{ending}")
-        with open(path, "w", encoding="utf-8") as file:
-            if ending == "json":
-                json.dump(snapshot_document(snapshot), file, allow_nan=False)
-                file.write("\n")
-            else:
-                file.write(snap_text(snapshot) if ending == "snap" else snapshot_table(snapshot))
+        if ending == "json":
+            text = json.dumps(snapshot_document(snapshot), allow_nan=False) + "\n"
+        else:
+            text = snap_text(snapshot) if ending == "snap" else snapshot_table(snapshot)
+        with _writing(path), open(path, "w", encoding="utf-8") as file:
+            file.write(text)
 
     def _on_output(self, event: Emitted) -> None:
         self._outputs.append((event.node, event.n, event.record))
         if self._emit is not None:
-            json.dump(output_document(*event), self._emit, allow_nan=False)
-            self._emit.write("\n")
+            with _writing(self._options.emit):
+                self._emit.write(json.dumps(output_document(*event), allow_nan=False) + "\n")
 
     def _facts(self, seconds: float) -> Mapping[str, Any]:
         sent, received = self._supervisor.totals()
@@ -330,10 +368,12 @@ class Show:
         self._print(f"{taken}; {sent} messages sent and {received} received in {seconds:.1f} s")
 
     def _print(self, text: str) -> None:
-        if self._bar is not None:
-            tqdm.write(text, file=sys.stdout)
-        else:
-            print(text, flush=True)
+        with _writing("stdout"):
+            if self._bar is not None:
+                tqdm.write(text, file=sys.stdout)
+            else:
+                print(text)
+            sys.stdout.flush()
 
     def _narrate(self, text: str) -> None:
         if self._options.quiet:
@@ -345,10 +385,24 @@ class Show:
             print(line, file=sys.stderr, flush=True)
 
 
+@contextlib.contextmanager
+def _writing(where: str) -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise MpsnapError(f"cannot be written: {_reason(error)}", where=where) from error
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
 def _param(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form name=value")
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not of the form name=value")
     try:
         return name, json.loads(value)
     except ValueError:
@@ -357,15 +411,21 @@ def _param(text: str) -> tuple[str, Any]:
 
 def _seconds(text: str) -> float:
     try:
-        seconds = float(text)
+        # Not all that float() takes: 1_0 is a slip.
+        seconds = float(text) if text.isascii() and "_" not in text else math.nan
     except ValueError:
         seconds = math.nan
     if not (math.isfinite(seconds) and seconds > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
+        raise argparse.ArgumentTypeError(f"{shown(text)} is not a positive number of seconds")
     return seconds
 
 
 def _positive(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-    return int(text)
+    return _whole(text, least=1)
+
+
+def _whole(text: str, least: int = 0) -> int:
+    try:
+        return whole_number(text, least=least)
+    except ValueError as problem:
+        raise argparse.ArgumentTypeError(f"must be {problem}") from problem

@@ -142,14 +142,14 @@ class Codec:
     Kept are None, bool, int of any size, float, str, bytes, bytearray, list, tuple, dict, set, frozenset, datetime,
     date, time, timedelta, timezone, ZoneInfo, Decimal, UUID, paths, deque, Counter, OrderedDict, defaultdict of a
     plain factory, and Enums, dataclasses and NamedTuples that are allowed: those in `types`, and those defined at the
-    top of `module` or inside a class there. Subclasses of the former are not kept.
+    top of one of `modules` or inside a class there. Subclasses of the former are not kept.
 
     With `pickle`, a value that is refused is pickled as a whole, and decoding loads pickles: for a cluster's own live
     data only.
 
     Args:
         types: Enum, dataclass and NamedTuple classes that may be kept, wherever they are defined.
-        module: The name of an imported module whose Enum, dataclass and NamedTuple classes may be kept too.
+        modules: Names of imported modules whose Enum, dataclass and NamedTuple classes may be kept too.
         pickle: Whether to pickle what cannot be kept otherwise, and to unpickle.
 
     Raises:
@@ -161,8 +161,8 @@ class Codec:
         {'seen': {1, 3}, 7: (1.0, True)}
     """
 
-    def __init__(self, types: Iterable[type] = (), module: str | None = None, pickle: bool = False) -> None:
-        self._classes = Classes(types, module)
+    def __init__(self, types: Iterable[type] = (), modules: Iterable[str] = (), pickle: bool = False) -> None:
+        self._classes = Classes(types, modules)
         self._pickle = pickle
 
     def encode(self, value: object, where: str = "value") -> bytes:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
@@ -243,7 +243,16 @@ IDENTITY_DATACLASS = b"I"
 
 def class_name(cls: type) -> str:
     """Return the name that stands for a class in bytes: `module:Qualified.Name`."""
-    return f"{cls.__module__}:{cls.__qualname__}"
+    return f"{module_name(cls.__module__)}:{cls.__qualname__}"
+
+
+def module_name(name: str) -> str:
+    """Return the name that stands for a module in every process.
+
+    The user's script is `__main__` where it was started and `__mp_main__` in the processes that multiprocessing starts
+    by spawn and forkserver; there it has both names in `sys.modules`.
+    """
+    return "__main__" if name == "__mp_main__" else name
 
 
 def shape_of(cls: type) -> Shape | None:
@@ -290,7 +299,7 @@ def attributes(value: object, shape: Shape) -> dict[str, Any]:
     return held
 
 
-def instance_contents(group: list[Any], shape: Shape) -> list[Iterable[object]] | None:
+def instance_contents(group: list[Any], shape: Shape) -> list[Collection[object]] | None:
     """Return what each of many instances holds, or None if one of them cannot be kept: `flaw_of` for all, quickly."""
     if shape.tag == ENUM:
         return None if any(flaw_of(item, shape) for item in group) else []

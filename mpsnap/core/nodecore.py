@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mpsnap.core.codec import Codec, freeze, thaw
-from mpsnap.core.errors import MpsnapError, ProtocolError, SnapshotError
+from mpsnap.core.errors import CodecError, MpsnapError, ProtocolError, SnapshotError
 from mpsnap.core.node import Context, Node
 from mpsnap.core.protocol import Effect, LocalSnapshot, Marker, Report, SendMarker, SnapshotId, SnapshotProtocol
 from mpsnap.core.rng import CounterRandom
@@ -49,7 +49,7 @@ class Driver(ABC):
 
     @abstractmethod
     def initiated(self, snapshot_id: SnapshotId) -> None:
-        """Note that this node has recorded spontaneously."""
+        """Note that this node has recorded spontaneously, or had recorded already when it was asked to."""
 
     @abstractmethod
     def report(self, local: LocalSnapshot) -> None:
@@ -220,11 +220,9 @@ class NodeCore:
         elif self._ready:
             self._run_message()
         elif sources and self._idle_wanted:
-            self._run_idle()
-            return True
+            self._run("on_idle", lambda: self._node.on_idle(self._ctx))
         else:
             return False
-        self._idle_wanted = self._has_idle and not self._finished
         return True
 
     def _run_message(self) -> None:
@@ -244,15 +242,13 @@ class NodeCore:
     def _run_timer(self) -> None:
         due, order, period, method, frozen = heapq.heappop(self._timers)
         if period is not None:
-            # A node that was busy for several periods catches up with one call, not with a burst.
-            heapq.heappush(self._timers, (max(due + period, self._clock()), order, period, method, frozen))
+            # A node that was busy for several periods catches up with this one call, not with a burst.
+            now = self._clock()
+            following = due + period if due + period > now else now + period
+            heapq.heappush(self._timers, (following, order, period, method, frozen))
         args = thaw(frozen, self.codec)
         assert isinstance(args, tuple)
         self._run("on_timer", lambda: getattr(self._node, method)(self._ctx, *args))
-
-    def _run_idle(self) -> None:
-        again = self._run("on_idle", lambda: self._node.on_idle(self._ctx))
-        self._idle_wanted = again is True and not self._finished
 
     def _run(self, hook: str, call: Callable[[], Any]) -> Any:
         self._hook = hook
@@ -260,6 +256,9 @@ class NodeCore:
         result = call()
         self._hook = "waiting"
         self._driver.phase("waiting")
+        # Before the wishes: the cut says whether this node is passive, and any hook brings the idle calls back.
+        again = result is True if hook == "on_idle" else self._has_idle
+        self._idle_wanted = again and not self._finished
         if self._wishes:
             wishes, self._wishes = self._wishes, []
             for snapshot_id in wishes:
@@ -276,7 +275,10 @@ class NodeCore:
             known = ", ".join(self.protocol.outbound) or "nobody"
             raise ProtocolError(f"{self.name} has no channel to {dst!r}; it can send to {known}", where=self.name)
         # Frozen before it is counted: a payload that is refused leaves no trace.
-        frozen = freeze(payload, self.codec, where=f"{self.name}: payload to {dst}")
+        try:
+            frozen = freeze(payload, self.codec)
+        except CodecError as error:
+            raise CodecError(error.what, where=f"{self.name}->{dst}: {error.where}", hint=error.hint) from None
         self._driver.send(dst, self.protocol.stamp(dst), frozen)
 
     def emit(self, record: object) -> None:

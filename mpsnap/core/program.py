@@ -15,7 +15,7 @@ import fnmatch
 import importlib
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -43,9 +43,15 @@ class Program(NamedTuple):
         return load_node_class(self.reference)
 
 
-def codec_of(node_class: type[Node]) -> Codec:
-    """Return the codec for the states and payloads of a node class."""
-    return Codec(types=node_class.types, module=node_class.__module__, pickle=node_class.pickle)
+def codec_of(node_class: type[Node], cluster: Iterable[type[Node]] = ()) -> Codec:
+    """Return the codec for the states and payloads of a node class.
+
+    It knows the classes of every node class of the cluster: a payload must be to its receiver what it was to its
+    sender, also where the two are written in different modules.
+    """
+    known = {node_class, *cluster}
+    types = dict.fromkeys(kept for each in known for kept in each.types)
+    return Codec(types=types, modules={each.__module__ for each in known}, pickle=node_class.pickle)
 
 
 def load_module(name: str) -> ModuleType:
@@ -64,15 +70,21 @@ def load_module(name: str) -> ModuleType:
         if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
             raise AppError(f"there is no module {name}", hint="a path that ends in .py, or PYTHONPATH") from error
         raise AppError(f"importing {name} failed: {error}", where=_place(error)) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        # A script that calls sys.exit without looking at __name__ must not end us with a status of its own.
         raise AppError(f"importing {name} failed: {type(error).__name__}: {error}", where=_place(error)) from error
 
 
 def _module_of_file(path: str) -> ModuleType:
-    folder, _, base = path.rpartition("/")
-    name = base[: -len(".py")]
+    name = path.rpartition("/")[2][: -len(".py")]
     if not name.isidentifier():
         raise AppError(f"{name!r} cannot be the name of a module", where=path, hint="renaming the file")
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    assert spec.origin is not None
+    # Made absolute, as modules remember it: a file is asked for again under the path it was given by.
+    path = spec.origin
     present = sys.modules.get(name)
     if present is not None and getattr(present, "__file__", None) == path:
         return present
@@ -81,11 +93,9 @@ def _module_of_file(path: str) -> ModuleType:
         return importlib.import_module(name)
     if found is not None or present is not None:
         raise AppError(f"{name} is the name of another module", where=path, hint="renaming the file")
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     # The app's own folder, so that it can import its neighbours as it does when run as a script.
+    folder = path.rpartition("/")[0]
     if folder not in sys.path:
         sys.path.append(folder)
     sys.modules[name] = module
@@ -127,7 +137,7 @@ def load_object(reference: str) -> Any:
     found: Any = load_module(module_name)
     for part in name.split("."):
         if not hasattr(found, part):
-            raise AppError(f"there is no {name!r} in {module_name}{_similar(part, vars(found))}")
+            raise AppError(f"there is no {name!r} in {module_name}{_similar(part, dir(found))}")
         found = getattr(found, part)
     return found
 
@@ -192,9 +202,9 @@ def assign(
         choice = choices[key]
         tokens = {"tokens": topology.tokens[node]} if choice.takes_tokens else {}
         programs[node] = Program(choice.reference, tokens | choice.params)
-    for key in table.keys() - used:
+    for key in sorted(table.keys() - used):
         raise AppError(f"no node of {topology.name} is called {key!r}{_similar(key, topology.nodes)}")
-    for name in offered.keys() - {name for choice in choices.values() for name in choice.params}:
+    for name in sorted(offered.keys() - {name for choice in choices.values() for name in choice.params}):
         known = sorted(set().union(*(choice.names for choice in choices.values())))
         raise AppError(
             f"no node takes a parameter {name!r}{_similar(name, known)}",
@@ -222,7 +232,7 @@ def _choose(spec: NodeSpec, offered: Mapping[str, Any]) -> _Choice:
         raise AppError(f"{what!r} is neither a Node class nor an import string")
     names, required, any_name = parameters(node_class)
     params = {k: v for k, v in offered.items() if any_name or k in names} | dict(own)
-    for name in params.keys() - names if not any_name else ():
+    for name in sorted(params.keys() - names) if not any_name else ():
         raise AppError(f"setup of {reference} takes no parameter {name!r}{_similar(name, names)}")
     for name in sorted(required - params.keys() - {"tokens"}):
         raise AppError(

@@ -50,7 +50,7 @@ from typing import NamedTuple
 
 from mpsnap.core.errors import ProtocolError
 
-_ID_TEXT = re.compile(r"(0|[1-9][0-9]*)-(.+)-(0|[1-9][0-9]*)")
+_ID_TEXT = re.compile(r"(0|[1-9][0-9]*)-(.+)-([1-9][0-9]*)")
 
 
 class SnapshotId(NamedTuple):

@@ -31,6 +31,21 @@ from mpsnap.core.topology import Channel, Topology
 FORMAT = 1
 
 _PLAIN = Codec()
+_NUMBER = frozenset({int, float})
+#: The fields of these bytes and what they hold: a type, one of several, a tuple part by part, a list or a dict.
+_SHAPES: Mapping[str, Any] = {
+    "node": str,
+    "id": (int, str, int),
+    "state": bytes,
+    "timers": [(_NUMBER, _NUMBER | {type(None)}, str, object)],
+    "random": (frozenset({int, str}), int),
+    "passive": bool,
+    "finished": bool,
+    "emitted": int,
+    "sent": {str: int},
+    "received": {str: int},
+    "channels": {str: (int, list)},
+}
 
 
 class Timer(NamedTuple):
@@ -81,24 +96,37 @@ def unpack(data: bytes) -> LocalSnapshot:
         CodecError: The bytes are none, or of another format.
     """
     plain = _PLAIN.decode(data)
-    if not isinstance(plain, dict):
+    if type(plain) is not dict:
         raise CodecError(f"not a local snapshot: a {type(plain).__name__}")
-    try:
-        if plain["format"] != FORMAT:
-            raise CodecError(f"a local snapshot of format {plain['format']!r}, this version reads {FORMAT}")
-        captured = Captured(
-            plain["state"],
-            tuple(Timer(*timer) for timer in plain["timers"]),
-            plain["random"],
-            plain["passive"],
-            plain["finished"],
-            plain["emitted"],
-        )
-        channels = {src: ChannelState(first, tuple(payloads)) for src, (first, payloads) in plain["channels"].items()}
-        snapshot_id = SnapshotId(*plain["id"])
-        return LocalSnapshot(plain["node"], snapshot_id, captured, plain["sent"], plain["received"], channels)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CodecError(f"not a local snapshot: {error}") from error
+    version = plain.get("format")
+    if type(version) is not int or version != FORMAT:
+        raise CodecError(f"a local snapshot of format {version!r}, this version reads {FORMAT}")
+    for name, shape in _SHAPES.items():
+        # Here and not in whoever trips over it: bytes may be damaged and still make a value.
+        if name not in plain or not _fits(plain[name], shape):
+            raise CodecError(f"not a local snapshot: something is wrong with its {name!r}")
+    captured = Captured(
+        plain["state"],
+        tuple(Timer(*timer) for timer in plain["timers"]),
+        plain["random"],
+        plain["passive"],
+        plain["finished"],
+        plain["emitted"],
+    )
+    channels = {src: ChannelState(first, tuple(payloads)) for src, (first, payloads) in plain["channels"].items()}
+    snapshot_id = SnapshotId(*plain["id"])
+    return LocalSnapshot(plain["node"], snapshot_id, captured, plain["sent"], plain["received"], channels)
+
+
+def _fits(value: Any, shape: Any) -> bool:
+    if isinstance(shape, tuple):
+        return type(value) is tuple and len(value) == len(shape) and all(map(_fits, value, shape))
+    if isinstance(shape, list):
+        return type(value) is list and all(_fits(item, shape[0]) for item in value)
+    if isinstance(shape, dict):
+        ((key_shape, item_shape),) = shape.items()
+        return type(value) is dict and all(_fits(k, key_shape) and _fits(v, item_shape) for k, v in value.items())
+    return shape is object or type(value) is shape or (isinstance(shape, frozenset) and type(value) in shape)
 
 
 class NodeSnapshot:
@@ -138,6 +166,8 @@ class _Channels(Mapping[tuple[str, str], tuple[Any, ...]]):
         self._codecs = codecs
 
     def __getitem__(self, channel: tuple[str, str]) -> tuple[Any, ...]:
+        if not isinstance(channel, tuple) or len(channel) != 2:
+            raise KeyError(channel)
         src, dst = channel
         if dst not in self._locals or src not in self._locals[dst].channels:
             raise KeyError(channel)
@@ -201,7 +231,8 @@ class GlobalSnapshot:
 
         Paper: section 5, stable properties. Nothing can happen after such a cut, so what holds in it holds for good.
         """
-        return self.in_flight == 0 and all(node.passive for node in self.nodes.values())
+        complete = len(self.nodes) == len(self.topology.nodes)
+        return complete and self.in_flight == 0 and all(node.passive for node in self.nodes.values())
 
     @property
     def verified(self) -> bool:
@@ -220,7 +251,7 @@ class GlobalSnapshot:
         """
         for node in self.topology.nodes:
             self._verify_node(node)
-        for stranger in self._locals.keys() - set(self.topology.nodes):
+        for stranger in sorted(self._locals.keys() - set(self.topology.nodes)):
             raise ConsistencyError(f"snapshot {self.id} holds a node that its topology does not", where=stranger)
         for channel in self.topology.channels:
             self._verify_channel(channel)

@@ -12,7 +12,7 @@ after a refusal.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import chain
 from typing import Any
 
@@ -23,7 +23,6 @@ from mpsnap.core.kinds import (
     LEAVES,
     MAPPINGS,
     MUTABLE,
-    NATIVE,
     SEQUENCES,
     SIMPLE,
     Opaque,
@@ -31,6 +30,7 @@ from mpsnap.core.kinds import (
     class_name,
     flaw_of,
     instance_contents,
+    module_name,
     shape_of,
     steps,
 )
@@ -53,19 +53,19 @@ class Classes:
 
     Args:
         types: Enum, dataclass and NamedTuple classes, wherever they are defined.
-        module: The name of an imported module; such classes at its top, or inside a class there, are allowed too.
+        modules: Names of imported modules; such classes at their top, or inside a class there, are allowed too.
 
     Raises:
         CodecError: One of `types` is no such class, or two of them have the same name.
     """
 
-    __slots__ = ("_by_name", "_module", "_shapes")
+    __slots__ = ("_by_name", "_modules", "_shapes")
 
-    def __init__(self, types: Iterable[type], module: str | None) -> None:
-        #: The allowed classes seen so far; those of the module join when they are met.
+    def __init__(self, types: Iterable[type], modules: Iterable[str]) -> None:
+        #: The allowed classes seen so far; those of the modules join when they are met.
         self._shapes: dict[type, Shape] = {}
         self._by_name: dict[str, type] = {}
-        self._module = module
+        self._modules = frozenset(map(module_name, modules))
         for cls in types:
             shape = shape_of(cls) if isinstance(cls, type) else None
             if shape is None:
@@ -80,17 +80,18 @@ class Classes:
     def shape(self, kind: type) -> Shape | None:
         """Return the shape of an allowed class, None for every other type."""
         shape = self._shapes.get(kind)
-        if shape is None and kind.__module__ == self._module and self.find(class_name(kind)) is kind:
+        if shape is None and module_name(kind.__module__) in self._modules and self.find(class_name(kind)) is kind:
             return self._shapes[kind]
         return shape
 
     def find(self, name: str) -> type | None:
         """Return the allowed class of that name, None if there is none. Imports nothing."""
         cls = self._by_name.get(name)
-        if cls is not None or self._module is None or not name.startswith(self._module + ":"):
+        module, _, path = name.partition(":")
+        if cls is not None or module not in self._modules:
             return cls
-        found: Any = sys.modules.get(self._module)
-        for step in name[len(self._module) + 1 :].split("."):
+        found: Any = sys.modules.get(module)
+        for step in path.split("."):
             # Not getattr: a module may import, or do anything else, when it is asked for a name it does not have.
             found = getattr(found, "__dict__", {}).get(step)
         shape = shape_of(found) if isinstance(found, type) else None
@@ -101,11 +102,11 @@ class Classes:
 
 
 def survey(value: object, classes: Classes) -> set[type] | None:
-    """Return the types in a value that can be kept (those of a small native one may be missing), None for all others.
+    """Return the types of all that is in a value, or None if it cannot be kept. Of a simple value, no types.
 
     Level by level and, within a level, kind by kind, so that nearly all the work on big containers happens in C.
     """
-    if _is_simple(value, set()):
+    if _is_simple(value, classes, set()):
         return set()
     kinds = {type(value)}
     reached: set[int] = set()
@@ -141,26 +142,33 @@ def explain(value: object, where: str, classes: Classes) -> CodecError:
     return error or CodecError("the value changed while it was looked at", where=where)
 
 
-def _is_simple(value: Any, met: set[int]) -> bool:
-    """Return whether a value is certainly a small tree of native kinds, or a flat one of any size.
+def _is_simple(value: Any, classes: Classes, met: set[int]) -> bool:
+    """Return whether a value is certainly a small tree of the commonest kinds, or a flat one of any size.
 
     Most payloads are, and are spared the cost of going level by level. False means no more than: look properly.
     """
     kind = type(value)
+    if kind in LEAVES:
+        return True
+    items: Collection[object]
     if kind is dict:
-        if not NATIVE.issuperset(map(type, value)):
+        if not LEAVES.issuperset(map(type, value)):
             return False
         items = value.values()
     elif kind is list or kind is tuple:
         items = value
     else:
-        return kind in NATIVE
+        shape = None if kind in KINDS else classes.shape(kind)
+        contents = None if shape is None else instance_contents([value], shape)
+        if not contents:  # of an Enum's member there are none
+            return contents is not None
+        items = contents[0]
     if id(value) in met or len(met) >= _FEW:
         return False
     met.add(id(value))
-    if NATIVE.issuperset(map(type, items)):
+    if LEAVES.issuperset(map(type, items)):
         return True
-    return len(items) <= _FEW and all(_is_simple(item, met) for item in items if type(item) not in NATIVE)
+    return len(items) <= _FEW and all(_is_simple(item, classes, met) for item in items if type(item) not in LEAVES)
 
 
 def _is_mutable(kind: type, shape: Shape | None) -> bool:

@@ -216,6 +216,9 @@ class QueueReceiver(Receiver):
         at = 0
         while len(self._buffer) - at >= _HEADER.size:
             length, kind, number = _HEADER.unpack_from(self._buffer, at)
+            if kind > _MARKER:
+                # At once: the length is not one either, and so many bytes may never come.
+                raise ProtocolError(f"a channel carried a frame of unknown kind {kind}")
             end = at + _HEADER.size + length
             if len(self._buffer) < end:
                 break
@@ -228,15 +231,22 @@ class QueueReceiver(Receiver):
 def _item(kind: int, number: int, body: bytearray) -> Batch | Marker:
     try:
         content = marshal.loads(body)
-        if kind == _BATCH:
-            return number, content
-        if kind == _BATCH_WITH_ENCODED:
-            payloads, encoded = content
-            for k in encoded:
-                payloads[k] = Encoded(payloads[k])
-            return number, payloads
         if kind == _MARKER:
-            return Marker(SnapshotId(*content), number)
-    except (EOFError, ValueError, TypeError) as error:
+            return Marker(_snapshot_id(*content), number)
+        payloads, encoded = (content, ()) if kind == _BATCH else content
+        if type(payloads) is list:
+            for k in encoded:
+                data = payloads[k]
+                if type(data) is not bytes:
+                    raise TypeError(f"{type(data).__name__} in place of encoded bytes")
+                payloads[k] = Encoded(data)
+            return number, payloads
+    except (EOFError, ValueError, TypeError, IndexError) as error:
         raise ProtocolError(f"a channel carried a frame that nobody wrote: {error}") from error
-    raise ProtocolError(f"a channel carried a frame of unknown kind {kind}")
+    raise ProtocolError(f"a channel carried a {type(payloads).__name__} where a batch was due")
+
+
+def _snapshot_id(incarnation: object, initiator: object, n: object) -> SnapshotId:
+    if type(incarnation) is int and type(initiator) is str and type(n) is int:
+        return SnapshotId(incarnation, initiator, n)
+    raise TypeError("no snapshot id")

@@ -74,7 +74,9 @@ class FrameReader:
         self.fd = fd
         os.set_blocking(fd, False)
         self._buffer = bytearray()
+        #: Parts of a note that is not yet complete, and how many it will have.
         self._parts: list[bytes] = []
+        self._due = 0
         #: Whether the writer has closed its end and everything was read.
         self.ended = False
 
@@ -107,11 +109,15 @@ class FrameReader:
         at = 0
         while len(self._buffer) - at >= _HEADER.size:
             length, part, parts = _HEADER.unpack_from(self._buffer, at)
+            self._due = self._due if self._parts else parts
+            # Before the body is waited for: in garbage the length is not one, and so many bytes may never come.
+            if length > _BODY_BYTES or part != len(self._parts) or parts != self._due or part >= parts:
+                raise ProtocolError(
+                    f"{length} bytes of part {part} of {parts} where part {len(self._parts)} of {self._due} was due"
+                )
             end = at + _HEADER.size + length
             if len(self._buffer) < end:
                 break
-            if part != len(self._parts):
-                raise ProtocolError(f"part {part} of a note where part {len(self._parts)} was due")
             self._parts.append(bytes(self._buffer[at + _HEADER.size : end]))
             at = end
             if part + 1 == parts:

@@ -92,7 +92,7 @@ class Incarnation:
         try:
             self._make_channels()
             for node in topology.nodes:
-                self._spawn(node, programs[node], seed, window)
+                self._spawn(node, programs, seed, window)
         except BaseException:
             self.kill()
             self.close()
@@ -108,10 +108,11 @@ class Incarnation:
             self._control[node] = self._context.Pipe(duplex=False)
             self._life[node] = self._context.Pipe(duplex=False)
 
-    def _spawn(self, node: str, program: Program, seed: int, window: int) -> None:
+    def _spawn(self, node: str, programs: Mapping[str, Program], seed: int, window: int) -> None:
         spec = NodeSpec(
             name=node,
-            program=program,
+            program=programs[node],
+            references=frozenset(each.reference for each in programs.values()),
             inbound={src: self._queues[Channel(src, node)] for src in self.topology.inbound(node)},
             outbound={dst: self._queues[Channel(node, dst)] for dst in self.topology.outbound(node)},
             results=self._results[node],

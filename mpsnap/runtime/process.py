@@ -33,7 +33,7 @@ from typing import IO, Any, NoReturn
 
 from mpsnap.core.errors import ClusterError, MpsnapError, SnapshotError, one_line
 from mpsnap.core.nodecore import Driver, NodeCore
-from mpsnap.core.program import Program, codec_of
+from mpsnap.core.program import Program, codec_of, load_node_class
 from mpsnap.core.protocol import LocalSnapshot, Marker, SnapshotId
 from mpsnap.core.snapshot import pack
 from mpsnap.core.topology import Channel
@@ -67,6 +67,7 @@ class NodeSpec:
 
     name: str
     program: Program
+    references: frozenset[str]
     inbound: Mapping[str, Queue[Any]]
     outbound: Mapping[str, Queue[Any]]
     results: Queue[Any]
@@ -159,6 +160,7 @@ class NodeProcess(Driver):
         spec = self._spec
         self._view.phase("importing")
         node_class = spec.program.load()
+        cluster = [load_node_class(reference) for reference in spec.references]
         self._core = NodeCore(
             spec.name,
             node_class(),
@@ -167,7 +169,7 @@ class NodeProcess(Driver):
             unreachable=spec.unreachable,
             incarnation=spec.incarnation,
             seed=spec.seed,
-            codec=codec_of(node_class),
+            codec=codec_of(node_class, cluster),
             driver=self,
             clock=time.monotonic,
         )

@@ -101,7 +101,8 @@ class Supervisor:
         self._classes = {
             reference: Program(reference, {}).load() for reference in {p.reference for p in programs.values()}
         }
-        self._node_codecs = {node: codec_of(self._classes[program.reference]) for node, program in programs.items()}
+        codecs = {reference: codec_of(each, self._classes.values()) for reference, each in self._classes.items()}
+        self._node_codecs = {node: codecs[program.reference] for node, program in programs.items()}
         #: Made by `start`: an object that was never started holds nothing that has to be given back.
         self._selector: selectors.DefaultSelector
         self._bell = -1

@@ -1,7 +1,8 @@
 """Snapshots as tables for people.
 
 Pure functions to text. Values are shown by their Python form, shortened, with control characters escaped: a payload
-must not steer the reader's terminal.
+must not steer the reader's terminal. A table is for reading, so it is cut where nobody would read on, and says so; the
+documents have everything.
 """
 
 from __future__ import annotations
@@ -11,28 +12,33 @@ from collections.abc import Sequence
 from tabulate import tabulate
 
 from mpsnap.core.errors import one_line
+from mpsnap.core.jsonform import dumps
 from mpsnap.core.snapshot import GlobalSnapshot
 
-#: Columns that one value may take.
-VALUE_WIDTH = 60
-#: Messages of one channel that are shown before the rest is counted.
-MESSAGES_SHOWN = 8
+#: Columns that one value may take: with names and counts beside it, a table of short names fits a terminal of 80.
+VALUE_WIDTH = 52
+#: Columns that the messages of one channel may take.
+MESSAGES_WIDTH = 50
+#: Nodes, and channels that hold messages, that are shown before the rest is counted.
+ROWS_SHOWN = 24
 
 
 def snapshot_table(snapshot: GlobalSnapshot) -> str:
     """Return a heading, a table of the nodes and one of the channels that hold messages."""
     nodes = [
         (name, shown(node.state), sum(node.sent.values()), sum(node.received.values()))
-        for name, node in snapshot.nodes.items()
+        for name, node in list(snapshot.nodes.items())[:ROWS_SHOWN]
     ]
-    held = [
-        (f"{src} -> {dst}", len(messages), messages_shown(messages))
-        for (src, dst), messages in snapshot.channels.items()
-        if messages
-    ]
-    parts = [snapshot_line(snapshot), _table(nodes, ("node", "state", "sent", "received"))]
+    busy = [(channel, messages) for channel, messages in snapshot.channels.items() if messages]
+    held = [(f"{src} -> {dst}", len(messages), messages_shown(messages)) for (src, dst), messages in busy[:ROWS_SHOWN]]
+    parts = [snapshot_line(snapshot), _table(nodes, ("node", "state", "sent", "received"), "llrr")]
+    if len(snapshot.nodes) > ROWS_SHOWN:
+        parts.append(f"and {count(len(snapshot.nodes) - ROWS_SHOWN, 'more node')}")
     if held:
-        parts.append(_table(held, ("channel", "in flight", "messages, oldest first")))
+        parts.append(_table(held, ("channel", "in flight", "messages, oldest first"), "lrl"))
+    if len(busy) > ROWS_SHOWN:
+        rest = sum(len(messages) for _, messages in busy[ROWS_SHOWN:])
+        parts.append(f"and {count(rest, 'more message')} on {count(len(busy) - ROWS_SHOWN, 'more channel')}")
     return "\n".join(parts) + "\n"
 
 
@@ -50,34 +56,48 @@ def snapshot_line(snapshot: GlobalSnapshot) -> str:
 
 def outputs_table(outputs: Sequence[tuple[str, int, object]]) -> str:
     """Return a table of what nodes have emitted."""
-    return _table([(node, n, shown(record)) for node, n, record in outputs], ("node", "n", "record")) + "\n"
+    return _table([(node, n, shown(record)) for node, n, record in outputs], ("node", "n", "record"), "lrl") + "\n"
 
 
 def messages_shown(messages: Sequence[object]) -> str:
-    """Return the first messages of a channel and how many more there are."""
-    more = len(messages) - MESSAGES_SHOWN
-    text = ", ".join(shown(message) for message in messages[:MESSAGES_SHOWN])
-    return text + (f" and {more} more" if more > 0 else "")
+    """Return the first messages of a channel, as many as fit but at least one, and how many more there are."""
+    texts: list[str] = []
+    for message in messages:
+        text = shown(message)
+        if texts and len(", ".join([*texts, text])) > MESSAGES_WIDTH:
+            break
+        texts.append(text)
+    more = len(messages) - len(texts)
+    return ", ".join(texts) + (f" and {more} more" if more else "")
 
 
 def shown(value: object) -> str:
     """Return a value's Python form on one line, shortened in the middle."""
-    text = one_line(repr(value))
-    if len(text) <= VALUE_WIDTH:
-        return text
-    head = VALUE_WIDTH * 2 // 3
-    return f"{text[:head]}...{text[-(VALUE_WIDTH - head - 3) :]}"
+    try:
+        text = repr(value)
+    except Exception:
+        # Python refuses to write an int of thousands of digits, and a class of the user's may refuse what it likes.
+        text = dumps(value)
+    # Only what will be seen: to escape a text of many megabytes would take longer than the snapshot.
+    head, tail = one_line(text[:VALUE_WIDTH]), one_line(text[-VALUE_WIDTH:])
+    if len(text) <= VALUE_WIDTH and len(head) <= VALUE_WIDTH:
+        return head
+    cut = VALUE_WIDTH * 2 // 3
+    return f"{head[:cut]}...{tail[cut + 3 - VALUE_WIDTH :]}"
 
 
 def count(number: int, noun: str) -> str:
     """Return a number with its noun.
 
-    >>> count(1, "node"), count(2, "node")
-    ('1 node', '2 nodes')
+    >>> count(1, "node"), count(2, "node"), count(4, "process")
+    ('1 node', '2 nodes', '4 processes')
     """
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    if number == 1:
+        return f"{number} {noun}"
+    return f"{number} {noun}{'es' if noun.endswith('s') else 's'}"
 
 
-def _table(rows: Sequence[Sequence[object]], headers: Sequence[str]) -> str:
+def _table(rows: Sequence[Sequence[object]], headers: Sequence[str], alignment: str) -> str:
+    sides = [{"l": "left", "r": "right"}[side] for side in alignment]
     # Text stays text: tabulate would otherwise read a state of "1e5" as a number and print 100000.
-    return tabulate(rows, headers=headers, disable_numparse=[1, 2] if "messages" in headers[-1] else [0, 1])
+    return tabulate(rows, headers=headers, disable_numparse=True, colalign=sides)

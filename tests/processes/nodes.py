@@ -48,7 +48,7 @@ class Puppet(Node):
 
     def setup(self, ctx: Context, greeting: object = None) -> None:
         self.heard: list[object] = []
-        self.stops = 0
+        self.emits_at_stop = False
         if greeting is not None:
             ctx.broadcast(greeting)
 
@@ -60,7 +60,7 @@ class Puppet(Node):
         return getattr(self, f"do_{verb}")(ctx, *args)
 
     def on_stop(self, ctx: Context) -> None:
-        if self.stops:
+        if self.emits_at_stop:
             ctx.emit("stopping")
 
     def note(self, ctx: Context, *what: object) -> None:
@@ -115,7 +115,7 @@ class Puppet(Node):
             ctx.emit(record)
 
     def do_emit_at_stop(self, ctx: Context) -> None:
-        self.stops = 1
+        self.emits_at_stop = True
 
     def do_log(self, ctx: Context, text: str) -> None:
         ctx.log(text)
@@ -180,6 +180,17 @@ class Producer(Node):
         return True
 
 
+class Doubler(Node):
+    """Send two messages for each one taken: more than any window holds."""
+
+    def setup(self, ctx: Context) -> None:
+        ctx.broadcast("x")
+
+    def on_message(self, ctx: Context, sender: str, payload: str) -> None:
+        ctx.broadcast(payload)
+        ctx.broadcast(payload)
+
+
 class SlowConsumer(Node):
     """Take much longer over a message than it takes to make one."""
 
@@ -200,14 +211,14 @@ class Chatty(Puppet):
 
     def setup(self, ctx: Context, greeting: object = None) -> None:
         super().setup(ctx, greeting)
-        print("CHATTER in setup")
+        print("CHATTER in setup")  # noqa: T201 - what this class is for
         os.write(1, b"CHATTER on descriptor 1\n")
 
     def on_message(self, ctx: Context, sender: str, payload: object) -> None:
-        print("CHATTER in on_message")
+        print("CHATTER in on_message")  # noqa: T201
 
     def on_stop(self, ctx: Context) -> None:
-        print("CHATTER in on_stop")
+        print("CHATTER in on_stop")  # noqa: T201
 
 
 # ----------------------------------------------------------- coming to harm
