@@ -43,6 +43,14 @@ def wait_until(condition: Callable[[], T], what: str, seconds: float = 10.0) -> 
     return found
 
 
+def is_dead(pid: int) -> bool:
+    """Return whether a process has ended; whoever inherited it may not have reaped it yet."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def _start_method(method: str) -> Any:
     marks: list[pytest.MarkDecorator] = []
     if method == "fork":

@@ -9,7 +9,7 @@ clock.
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -126,6 +126,8 @@ class World:
         self.cuts: defaultdict[SnapshotId, dict[str, int]] = defaultdict(dict)
         #: Markers sent per snapshot.
         self.markers: Counter[SnapshotId] = Counter()
+        #: Whether the last step raised.
+        self.broken = False
         #: The snapshot that a step could make a node record.
         self._at_stake: SnapshotId | None = None
         self.protocols = {node: self._protocol(node, resumed) for node in topology.nodes}
@@ -195,17 +197,15 @@ class World:
     def _step(
         self, node: str, snapshot_id: SnapshotId | None, act: Callable[[], tuple[Effect, ...]]
     ) -> tuple[Effect, ...]:
-        self._at_stake = snapshot_id
-        try:
-            effects = act()
-        finally:
-            self._at_stake = None
+        self._at_stake, self.broken = snapshot_id, True
+        effects = act()
         for effect in effects:
             if isinstance(effect, Report):
                 self.collector.add(effect.local)
             else:
                 self.wire[node, effect.dst].append(effect.marker)
                 self.markers[effect.marker.snapshot_id] += 1
+        self._at_stake, self.broken = None, False
         return effects
 
     # ------------------------------------------------------------ several at once
@@ -495,10 +495,10 @@ class CoreWorld:
             for channel in busy:
                 self.deliver(*channel)
 
-    def round(self, names: Iterable[str] | None = None) -> bool:
+    def round(self) -> bool:
         """Deliver everything, then give each node one hook; return whether any ran."""
         self.deliver_all()
-        return [self.step(name) for name in names or self.topology.nodes].count(True) > 0
+        return [self.step(name) for name in self.topology.nodes].count(True) > 0
 
     def settle(self, most: int = 1000) -> None:
         """Go on until nothing happens any more."""

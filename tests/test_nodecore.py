@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -238,7 +239,7 @@ def test_a_snapshot_begun_in_a_hook_waits_until_the_hook_returns() -> None:
     world = CoreWorld(graph("A<->B"), Account)
     world.cores["A"].command(0, PLAIN.encode("pay"))
     world.step("A")
-    assert world.drivers["A"].kinds() == ["send", "send_marker", "initiated", "reply"]
+    assert world.drivers["A"].kinds() == ["send", "initiated", "send_marker", "reply"]
     assert list(world.wire["A", "B"])[1] == Marker(snap("A", 2), sent=1)
     world.deliver_all()
     snapshot = world.snapshots[snap("A", 2)]
@@ -308,6 +309,25 @@ def test_state_changed_after_the_record_is_not_in_it() -> None:
     one.see_marker("B", S).see_marker("C", S)
     assert one.recorded_state() == {"table": {"rows": [[1], [2]]}}
     assert vars(one.node) == {"table": {"rows": [[1, 5], [2]]}}
+
+
+def test_what_was_captured_never_changes() -> None:
+    """Whatever the node does afterwards to the values that its capture returned."""
+
+    class Growing(Node):
+        def setup(self, ctx: Context) -> None:
+            self.rows: list[int] = []
+
+        def on_command(self, ctx: Context, command: Any) -> Any:
+            self.rows.append(command)
+            ctx.after(1, "on_command", command)
+
+    one = Solo(Growing()).start()
+    one.command(1).run()
+    record = one.record()
+    as_it_was = copy.deepcopy(record)
+    one.command(2).pass_time(1)
+    assert record == as_it_was
 
 
 def test_the_state_itself_is_untouched_by_its_recording() -> None:
@@ -486,7 +506,7 @@ def test_a_payload_that_cannot_be_kept_is_refused_by_its_path_and_leaves_no_trac
         with pytest.raises(CodecError) as caught:
             ctx.send("B", {"ok": 1, "bad": [object()]})
         assert caught.value.where is not None
-        assert caught.value.where.startswith("A: payload to B")
+        assert caught.value.where.startswith("A->B: payload")
         assert caught.value.where.endswith("[0]")
         ctx.send("B", "good")
 
@@ -636,6 +656,16 @@ def test_every_keeps_its_beat_when_a_call_comes_a_little_late() -> None:
     """Lateness does not add up."""
     _, one = set_in_setup(lambda ctx: ctx.every(2, "ring"))
     assert [one.pass_time(seconds) for seconds in (2.75, 1.0, 0.5)] == [1, 0, 1]
+
+
+def test_timers_that_are_always_late_leave_every_other_hook_to_a_message() -> None:
+    """Each call takes longer than its period, so one is always due; messages would wait for ever."""
+    node, one = set_in_setup(lambda ctx: ctx.every(1, "ring"), inbound=["B"])
+    one.see("B", 1, 2, 3)
+    for _ in range(6):
+        one.clock.now += 2
+        assert one.step()
+    assert [entry[0] for entry in node.entries] == ["ring", "on_message"] * 3
 
 
 def test_timers_ring_in_order_of_their_times_and_then_of_their_setting() -> None:
@@ -931,6 +961,7 @@ def test_a_reply_that_cannot_be_kept_is_an_error_that_names_it() -> None:
     with pytest.raises(CodecError) as caught:
         one.run()
     assert caught.value.where == "A: reply of on_command[0]"
+    assert one.core.hook == "on_command"
 
 
 # --- Random numbers. ---

@@ -212,7 +212,7 @@ def test_the_channel_state_is_what_was_sent_before_and_not_received_before() -> 
 
 
 def test_the_recorded_state_need_not_have_occurred() -> None:
-    """Figure 7: p records A and q records D with M' on its way, and the system passed through no such state.
+    """Example 2.2: p records A and q records D with M' on its way, and the system passed through no such state.
 
     p moves A -> B when it sends M and back when it receives M'; q moves C -> D when it sends M' and back at M.
     """

@@ -36,6 +36,10 @@ class Greedy(Node):
     def setup(self, ctx: Context, first: int = 0, **rest: Any) -> None: ...
 
 
+NODE = "class A(Node):\n    pass\n\n\n"
+COLOUR = "class Colour(enum.Enum):\n    RED = 1\n\n\n"
+
+
 class Outer:
     class Inner(Node):
         """Found by a name with a dot."""
@@ -57,7 +61,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         del sys.modules[name]
 
 
-def module(folder: Path, name: str, text: str = "from mpsnap import Node\n\n\nclass A(Node):\n    pass\n") -> str:
+def module(folder: Path, name: str, text: str = "from mpsnap import Node\n\n\n" + NODE) -> str:
     """Write a module and return its path."""
     path = folder / f"{name}.py"
     path.write_text(text)
@@ -258,6 +262,9 @@ def test_a_class_that_is_not_where_it_says_is_refused() -> None:
         (Outer, "is neither a Node class nor an import string"),
         (7, "7 is neither a Node class nor an import string"),
         (Plain(), "is neither a Node class nor an import string"),
+        ((Plain,), "is not a node class and its parameters"),
+        ({"*": (Plain, None)}, "is not a node class and its parameters"),
+        ((Plain, {}, {}), "is not a node class and its parameters"),
         ({"*": some_function}, "is neither a Node class nor an import string"),
         (f"{HERE}:Outer", f"{HERE}:Outer is a type, not a subclass of mpsnap.Node"),
         (f"{HERE}:some_function", f"{HERE}:some_function is a function, not a subclass of mpsnap.Node"),
@@ -403,8 +410,7 @@ def test_the_codec_of_a_class_knows_what_the_class_says(folder: Path) -> None:
     path = module(
         folder,
         "app_with_types",
-        "from enum import Enum\nfrom mpsnap import Node\n\n\nclass Colour(Enum):\n    RED = 1\n\n\n"
-        "class A(Node):\n    pass\n\n\nclass B(Node):\n    pickle = True\n",
+        "import enum\nfrom mpsnap import Node\n\n\n" + COLOUR + NODE + "class B(Node):\n    pickle = True\n",
     )
     red = load_object(f"{path}:Colour.RED")
     for name in "AB":
@@ -413,3 +419,13 @@ def test_the_codec_of_a_class_knows_what_the_class_says(folder: Path) -> None:
     pickling = codec_of(load_node_class(f"{path}:B"))
     assert pickling.decode(pickling.encode(range(3))) == range(3)
     assert codec_of(Plain).decode(codec_of(Plain).encode(Encoded(b"x"))) == Encoded(b"x")
+
+
+def test_the_codec_of_a_cluster_knows_the_classes_of_all_its_nodes(folder: Path) -> None:
+    """A payload is to its receiver what it was to its sender, also where the two are written in different modules."""
+    with_an_enum = module(folder, "app_sender", "import enum\nfrom mpsnap import Node\n\n\n" + COLOUR + NODE)
+    sender, receiver = load_node_class(f"{with_an_enum}:A"), load_node_class(f"{module(folder, 'app_receiver')}:A")
+    red = load_object(f"{with_an_enum}:Colour.RED")
+    data = codec_of(sender, [sender, receiver]).encode(red)
+    assert codec_of(receiver, [sender, receiver]).decode(data) is red
+    assert codec_of(receiver).decode(data) != red

@@ -100,6 +100,40 @@ def test_both_directions_of_a_pair_are_two_channels() -> None:
     assert dict(snapshot.channels) == {("A", "B"): ("to B",), ("B", "A"): ("to A",)}
 
 
+# --- What a record holds. ---
+
+
+def test_a_channel_is_closed_by_its_marker_while_others_are_still_open() -> None:
+    """A well-known implementation goes on recording it, and over-counts in every third of its cuts."""
+    node = protocol(inbound="BC")
+    node.initiate(S)
+    node.receive("B", Message(1, "before the marker"))
+    node.receive("B", Marker(S, 1))
+    node.receive("B", Message(2, "behind it"))
+    node.receive("C", Message(1, "still recorded"))
+    channels = report_in(node.receive("C", Marker(S, 1))).channels
+    assert channels == {"B": ChannelState(1, ("before the marker",)), "C": ChannelState(1, ("still recorded",))}
+
+
+def test_the_state_is_that_of_the_record_whenever_it_is_reported() -> None:
+    state = ["at the record"]
+    node = protocol(inbound="B", capture=lambda: state[0])
+    node.initiate(S)
+    state[0] = "at the report"
+    assert report_in(node.receive("B", Marker(S, 0))).captured == "at the record"
+
+
+def test_the_counts_are_those_of_the_record_whenever_they_are_reported() -> None:
+    node = protocol(inbound="B", outbound="C")
+    node.stamp("C")
+    node.receive("B", Message(1, "x"))
+    node.initiate(S)
+    node.stamp("C")
+    node.take("B")
+    local = report_in(node.receive("B", Marker(S, 1)))
+    assert (local.sent, local.received, local.channels["B"]) == ({"C": 1}, {"B": 0}, ChannelState(1, ("x",)))
+
+
 # --- Several initiators of one snapshot. ---
 
 
@@ -453,6 +487,15 @@ def test_restored_counts_are_what_the_wire_is_measured_by() -> None:
     node.receive("B", Message(43, "z"))
     assert [node.take("B") for _ in range(3)] == ["x", "y", "z"]
     assert report_in(node.receive("B", Marker(S, 43))).received == {"B": 43}
+
+
+@pytest.mark.parametrize(
+    "restored", [{"sent": {"D": 1}}, {"received": {"D": 1}}, {"inboxes": {"D": ["x"]}}, {"inboxes": {"C": ["x"]}}]
+)
+def test_what_is_restored_must_belong_to_a_channel_that_is_there(restored: dict[str, Any]) -> None:
+    """Otherwise its messages would be lost without a trace."""
+    with pytest.raises(ProtocolError, match="to restore"):
+        protocol(inbound="B", outbound="C", **restored)
 
 
 def test_what_was_handed_over_at_the_start_is_not_written_to() -> None:

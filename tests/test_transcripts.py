@@ -52,7 +52,7 @@ class Teller:
         """Carry out one command; return the lines that it leads to."""
         name, *words = line.split()
         command: Callable[..., Iterator[str]] = getattr(self, f"_{name}")
-        lines = []
+        lines: list[str] = []
         try:
             lines.extend(command(*words))
         except ProtocolError as error:
@@ -128,7 +128,7 @@ class Teller:
             yield f"{node} ignores it"
         for effect in effects:
             if isinstance(effect, SendMarker):
-                yield f"{node} sends the marker to {effect.dst}, behind {effect.marker.sent} messages"
+                yield f"{node} sends the marker to {effect.dst}: {effect.marker.sent} sent before it"
                 continue
             local = effect.local
             yield f"{node} reports"
@@ -139,7 +139,7 @@ class Teller:
         if awaited:
             yield f"{node} awaits markers from {' '.join(awaited)}"
         elif not effects and cut is not None:
-            yield f"{node} has recorded and reported already"
+            yield f"{node} has recorded already"
 
     def _new_snapshots(self) -> list[SnapshotId]:
         if self._made is None:

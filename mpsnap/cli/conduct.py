@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NamedTuple
 
-from mpsnap.core.errors import ConsistencyError, InvariantError, MpsnapError, SnapshotError
+from mpsnap.core.errors import ConsistencyError, InvariantError, MpsnapError, NodeError, SnapshotError
 from mpsnap.core.events import (
     ClusterStarted,
     ClusterStopped,
@@ -193,7 +193,9 @@ class Conductor:
                 return
             self.error = self.error or event.error
         elif isinstance(event, ClusterStopped):
-            self.error = self.error or event.error
+            # A SIGTERM to all processes at once, as service managers send it, is no failure of the nodes that it ends.
+            told = isinstance(event.error, NodeError) and event.error.status == "killed by SIGTERM"
+            self.error = self.error or (None if told and self.interrupted else event.error)
         if self._script is not None:
             self._script.attend(event)
         self._audience(event)

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TextIO
 
 from tqdm import tqdm
 
@@ -23,7 +23,7 @@ from mpsnap.core.node import Node
 from mpsnap.core.program import assign, load_object
 from mpsnap.core.script import Script, parse_events
 from mpsnap.core.snapshot import GlobalSnapshot
-from mpsnap.core.topology import Topology, shown, whole_number
+from mpsnap.core.topology import MAX_NUMBER, Topology, shown, whole_number
 from mpsnap.runtime.supervisor import Supervisor
 from mpsnap.views.document import output_document, run_document, snapshot_document
 from mpsnap.views.snapfile import snap_text
@@ -34,6 +34,8 @@ DEFAULT_EVERY = 1.0
 #: Snapshots shown as whole tables; of those after them, a line each.
 SHOWN_IN_FULL = 10
 OUTPUTS_SHOWN = 20
+#: Each snapshot that is open costs every node time at every message.
+MAX_CONCURRENT = 1000
 
 EXAMPLES = """\
 examples:
@@ -100,7 +102,7 @@ def add_parser(verbs: Any) -> None:
         default=[],
         help="several = one snapshot begun at all of them; repeated = taken in turn (default: all nodes in turn)",
     )
-    when.add_argument("--concurrent", type=_positive, default=1, metavar="K", help="snapshots open at once (default 1)")
+    when.add_argument("--concurrent", type=_few, default=1, metavar="K", help="snapshots open at once (default 1)")
     when.add_argument("--timeout", type=_seconds, default=30.0, metavar="S", help="of one snapshot (default 30)")
     when.add_argument(
         "--invariant", metavar="MODULE:FUNCTION", action="append", default=[], help="must be true of every snapshot"
@@ -123,6 +125,13 @@ def carry_out(options: argparse.Namespace) -> Result:
     Raises:
         InputError: Something asked for is wrong; nothing was started.
     """
+    stdout = sys.stdout
+    # The user's modules and invariants run in this process too, and what they print must not get into the document.
+    with contextlib.redirect_stdout(sys.stderr):
+        return _run(options, stdout)
+
+
+def _run(options: argparse.Namespace, stdout: TextIO) -> Result:
     app = find_app(options.app)
     nodes = app.nodes if options.events is None else _scripted(app)
     params = dict(options.param)
@@ -148,7 +157,7 @@ def carry_out(options: argparse.Namespace) -> Result:
         until_terminated=until_terminated,
     )
     try:
-        with Show(options, app, topology, supervisor, plan) as show:
+        with Show(options, app, topology, supervisor, plan, stdout) as show:
             return _conduct(Conductor(supervisor, plan, script, invariants, show.attend), show)
     finally:
         supervisor.close()
@@ -226,15 +235,21 @@ class Show:
     """Show a run: its snapshots on stdout and in files, its progress on stderr."""
 
     def __init__(
-        self, options: argparse.Namespace, app: App, topology: Topology, supervisor: Supervisor, plan: Plan
+        self,
+        options: argparse.Namespace,
+        app: App,
+        topology: Topology,
+        supervisor: Supervisor,
+        plan: Plan,
+        stdout: TextIO,
     ) -> None:
         self._options = options
         self._app = app
         self._topology = topology
         self._supervisor = supervisor
         self._plan = plan
+        self._stdout = stdout
         self._snapshots: list[GlobalSnapshot] = []
-        self._shown = 0
         self._durations: list[float] = []
         self._outputs: list[tuple[str, int, object]] = []
         self._emit: IO[str] | None = None
@@ -263,7 +278,8 @@ class Show:
         if self._bar is not None:
             self._bar.close()
         if self._emit is not None:
-            self._emit.close()
+            with _writing(self._options.emit):
+                self._emit.close()
 
     def attend(self, event: Event) -> None:
         """Show what happened."""
@@ -308,7 +324,10 @@ class Show:
         )
         if not self._options.quiet and sys.stderr.isatty():
             tqdm.monitor_interval = 0  # its monitor would be a second thread, for a bar that moves by itself
-            self._bar = tqdm(total=plan.limit or None, unit=" snapshots", file=sys.stderr, leave=False)
+            form = "{percentage:3.0f}%|{bar}| {n_fmt} of {total_fmt} snapshots, {elapsed}"
+            if not plan.limit:
+                form = "{n_fmt} snapshots, {elapsed}" + ("" if plan.duration is None else f" of {plan.duration:g} s")
+            self._bar = tqdm(total=plan.limit or None, bar_format=form, file=sys.stderr, leave=False)
 
     def _on_snapshot(self, snapshot: GlobalSnapshot) -> None:
         options = self._options
@@ -368,21 +387,21 @@ class Show:
         self._print(f"{taken}; {sent} messages sent and {received} received in {seconds:.1f} s")
 
     def _print(self, text: str) -> None:
-        with _writing("stdout"):
-            if self._bar is not None:
-                tqdm.write(text, file=sys.stdout)
-            else:
-                print(text)
-            sys.stdout.flush()
+        with _writing("stdout"), self._without_bar():
+            print(text, file=self._stdout, flush=True)
 
     def _narrate(self, text: str) -> None:
-        if self._options.quiet:
-            return
-        line = f"mpsnap: {one_line(text)}"
+        if not self._options.quiet:
+            with self._without_bar():
+                print(f"mpsnap: {one_line(text)}", file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def _without_bar(self) -> Iterator[None]:
         if self._bar is not None:
-            tqdm.write(line, file=sys.stderr)
-        else:
-            print(line, file=sys.stderr, flush=True)
+            self._bar.clear()
+        yield
+        if self._bar is not None:
+            self._bar.refresh()
 
 
 @contextlib.contextmanager
@@ -405,7 +424,7 @@ def _param(text: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(f"{shown(text)} is not of the form name=value")
     try:
         return name, json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return name, value
 
 
@@ -424,8 +443,12 @@ def _positive(text: str) -> int:
     return _whole(text, least=1)
 
 
-def _whole(text: str, least: int = 0) -> int:
+def _few(text: str) -> int:
+    return _whole(text, least=1, most=MAX_CONCURRENT)
+
+
+def _whole(text: str, least: int = 0, most: int = MAX_NUMBER - 1) -> int:
     try:
-        return whole_number(text, least=least)
+        return whole_number(text, least=least, most=most)
     except ValueError as problem:
         raise argparse.ArgumentTypeError(f"must be {problem}") from problem

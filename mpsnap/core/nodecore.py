@@ -125,6 +125,9 @@ class NodeCore:
         #: Heap of (due, order, period, method, frozen arguments).
         self._timers: list[tuple[float, int, float | None, str, object]] = []
         self._timers_set = 0
+        #: Whether the last hook was a timer's: then a message goes first, or timers that are always late would keep all
+        #: messages from ever being taken.
+        self._timer_was_last = False
         self._has_idle = type(node).on_idle is not Node.on_idle
         #: Whether `on_idle` is to be called when there is nothing else to do.
         self._idle_wanted = self._has_idle
@@ -167,12 +170,17 @@ class NodeCore:
 
     def receive_marker(self, src: str, marker: Marker) -> None:
         """See a marker from `src`."""
-        self._record_or_refuse(marker.snapshot_id, lambda: self.protocol.receive(src, marker))
+        effects = self._record_or_refuse(marker.snapshot_id, lambda: self.protocol.receive(src, marker))
+        if effects is not None:
+            self._carry_out(effects)
 
     def initiate(self, snapshot_id: SnapshotId) -> None:
         """Record spontaneously."""
-        if self._record_or_refuse(snapshot_id, lambda: self.protocol.initiate(snapshot_id)):
+        effects = self._record_or_refuse(snapshot_id, lambda: self.protocol.initiate(snapshot_id))
+        if effects is not None:
+            # First, so that nobody hears of the end of a snapshot before its beginning.
             self._driver.initiated(snapshot_id)
+            self._carry_out(effects)
 
     def abandon(self, snapshot_id: SnapshotId) -> tuple[str, ...] | None:
         """Give a snapshot up; return the sources whose marker it still awaited, None if it was not recording here."""
@@ -184,23 +192,36 @@ class NodeCore:
         """Queue an encoded command for `on_command`; the reply bears the same ticket."""
         self._commands.append((ticket, command))
 
-    def _record_or_refuse(self, snapshot_id: SnapshotId, act: Callable[[], tuple[Effect, ...]]) -> bool:
+    def _record_or_refuse(
+        self, snapshot_id: SnapshotId, act: Callable[[], tuple[Effect, ...]]
+    ) -> tuple[Effect, ...] | None:
         try:
-            effects = act()
+            return act()
         except SnapshotError as error:
             # Only the capture raises this, and it comes before any change: giving up is safe and the node goes on.
             self._driver.phase(self._hook)
             self.protocol.abandon(snapshot_id)
             self._driver.refused(snapshot_id, error)
-            return False
+            return None
+
+    def _carry_out(self, effects: tuple[Effect, ...]) -> None:
         for effect in effects:
             if isinstance(effect, SendMarker):
                 self._driver.send_marker(effect.dst, effect.marker)
             elif isinstance(effect, Report):
                 self._driver.report(effect.local)
-        return True
 
     # --------------------------------------------------------------- hooks
+
+    @property
+    def next_timer(self) -> float | None:
+        """When the next timer is due, on the driver's clock; None if there is none."""
+        return self._timers[0][0] if self._timers else None
+
+    @property
+    def idle_wanted(self) -> bool:
+        """Whether `on_idle` is to be called when there is nothing else to do."""
+        return self._idle_wanted
 
     def wants(self, *, sources: bool) -> float | None:
         """Return when `step` has something to run: 0 for now, a time of the clock, None for not before an item."""
@@ -215,15 +236,21 @@ class NodeCore:
         """
         if self._commands:
             self._run_command()
-        elif sources and self._timers and self._timers[0][0] <= self._clock():
+        elif sources and self._timer_is_due() and not (self._timer_was_last and self._ready):
             self._run_timer()
+            self._timer_was_last = True
+            return True
         elif self._ready:
             self._run_message()
         elif sources and self._idle_wanted:
             self._run("on_idle", lambda: self._node.on_idle(self._ctx))
         else:
             return False
+        self._timer_was_last = False
         return True
+
+    def _timer_is_due(self) -> bool:
+        return bool(self._timers) and self._timers[0][0] <= self._clock()
 
     def _run_message(self) -> None:
         src = self._ready.popleft()
@@ -236,8 +263,10 @@ class NodeCore:
     def _run_command(self) -> None:
         ticket, command = self._commands.popleft()
         value = self.codec.decode(command)
-        reply = self._run("on_command", lambda: self._node.on_command(self._ctx, value))
-        self._driver.reply(ticket, self.codec.encode(reply, where=f"{self.name}: reply of on_command"))
+        where = f"{self.name}: reply of on_command"
+        # Encoded as part of the hook: a reply that is no plain data is the hook's failure.
+        reply = self._run("on_command", lambda: self.codec.encode(self._node.on_command(self._ctx, value), where=where))
+        self._driver.reply(ticket, reply)
 
     def _run_timer(self) -> None:
         due, order, period, method, frozen = heapq.heappop(self._timers)

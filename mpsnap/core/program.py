@@ -49,7 +49,7 @@ def codec_of(node_class: type[Node], cluster: Iterable[type[Node]] = ()) -> Code
     It knows the classes of every node class of the cluster: a payload must be to its receiver what it was to its
     sender, also where the two are written in different modules.
     """
-    known = {node_class, *cluster}
+    known = dict.fromkeys((node_class, *cluster))
     types = dict.fromkeys(kept for each in known for kept in each.types)
     return Codec(types=types, modules={each.__module__ for each in known}, pickle=node_class.pickle)
 
@@ -223,6 +223,8 @@ class _Choice(NamedTuple):
 
 
 def _choose(spec: NodeSpec, offered: Mapping[str, Any]) -> _Choice:
+    if isinstance(spec, tuple) and (len(spec) != 2 or not isinstance(spec[1], Mapping)):
+        raise AppError(f"{spec!r} is not a node class and its parameters", hint="(Class, {name: value})")
     what, own = spec if isinstance(spec, tuple) else (spec, {})
     if isinstance(what, str):
         node_class, reference = load_node_class(what), what

@@ -46,11 +46,14 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from mpsnap.core.errors import ProtocolError
 
 _ID_TEXT = re.compile(r"(0|[1-9][0-9]*)-(.+)-([1-9][0-9]*)")
+
+
+T = TypeVar("T")
 
 
 class SnapshotId(NamedTuple):
@@ -206,6 +209,9 @@ class SnapshotProtocol:
         sent: Messages sent per outbound channel so far; given when a node is restored.
         received: Messages taken per inbound channel so far; given when a node is restored.
         inboxes: Messages seen and not yet taken, per inbound channel; given when a node is restored.
+
+    Raises:
+        ProtocolError: What is restored belongs to a channel that this node does not have.
     """
 
     def __init__(
@@ -224,11 +230,14 @@ class SnapshotProtocol:
         self.outbound = tuple(sorted(outbound))
         self._capture = capture
         #: Per outbound channel, messages stamped so far.
-        self.sent: dict[str, int] = {dst: (sent or {}).get(dst, 0) for dst in self.outbound}
+        self.sent: dict[str, int] = self._restored("channel to", self.outbound, sent or {}, 0)
         #: Per inbound channel, messages taken so far. Never above what was seen.
-        self.received: dict[str, int] = {src: (received or {}).get(src, 0) for src in self.inbound}
+        self.received: dict[str, int] = self._restored("channel from", self.inbound, received or {}, 0)
         #: Per inbound channel, messages seen and not yet taken, oldest first.
-        self._inbox: dict[str, deque[object]] = {src: deque((inboxes or {}).get(src, ())) for src in self.inbound}
+        self._inbox: dict[str, deque[object]] = {
+            src: deque(waiting)
+            for src, waiting in self._restored("channel from", self.inbound, inboxes or {}, ()).items()
+        }
         #: Snapshots recorded here and not yet reported.
         self._recordings: dict[SnapshotId, _Recording] = {}
         self._finished = FinishedIds()
@@ -351,6 +360,12 @@ class SnapshotProtocol:
         return (Report(local),)
 
     # -------------------------------------------------------------------- checks
+
+    def _restored(self, what: str, channels: tuple[str, ...], given: Mapping[str, T], otherwise: T) -> dict[str, T]:
+        # Dropping what belongs nowhere would lose its messages without a trace.
+        for name in sorted(given.keys() - set(channels)):
+            raise ProtocolError(f"{self.node} has no {what} {name} to restore", where=self.node)
+        return {name: given.get(name, otherwise) for name in channels}
 
     def _seen_or_raise(self, src: str) -> int:
         if src not in self._inbox:

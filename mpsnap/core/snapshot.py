@@ -19,7 +19,6 @@ state is exactly the difference, in order.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cached_property
 from typing import Any, NamedTuple
 
 from mpsnap.core.codec import Codec, thaw
@@ -148,9 +147,9 @@ class NodeSnapshot:
         self.finished = local.captured.finished
         self.timers = local.captured.timers
 
-    @cached_property
+    @property
     def state(self) -> Any:
-        """The node's local state, decoded when first looked at."""
+        """The node's local state, decoded anew at every look: what is done to it changes nothing here."""
         return self._codec.decode(self._captured.state)
 
     def __repr__(self) -> str:

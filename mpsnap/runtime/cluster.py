@@ -6,12 +6,14 @@ run: whatever it wants goes to the supervisor as a request, carried out in that 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import multiprocessing
 import os
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
@@ -117,6 +119,7 @@ class Cluster:
         self._ended = False
         self._error: MpsnapError | None = None
         self._thread = threading.Thread(target=self._pump, name="mpsnap-supervisor", daemon=True)
+        _living.add(self)
 
     # ------------------------------------------------------------------ life
 
@@ -128,10 +131,15 @@ class Cluster:
         """
         # The processes are made here and not in the thread: under fork, a child of a program with two threads can
         # deadlock on whatever lock the other one holds.
-        self._supervisor.start()
-        self._thread.start()
-        self._wait_for(lambda: self._started or self._ended)
-        self._raise_error()
+        try:
+            self._supervisor.start()
+            self._thread.start()
+            self._wait_for(lambda: self._started or self._ended)
+            self._raise_error()
+        except BaseException:
+            # A Ctrl-C, for one: a `with` whose beginning fails does not come to its end.
+            self.kill()
+            raise
         return self
 
     def stop(self, timeout: float = STOP_SECONDS) -> None:
@@ -291,8 +299,11 @@ class Cluster:
             with self._changed:
                 self._ended = True
                 self._changed.notify_all()
-            self._refuse_the_rest()
-            self._supervisor.close()
+            try:
+                self._supervisor.close()
+            finally:
+                # Last, for a supervisor that still ran would accept what is left and never see to it.
+                self._refuse_the_rest()
 
     def _take_turn(self) -> None:
         if self._every is None or time.monotonic() < self._next_snapshot or self._supervisor.state != "running":
@@ -348,6 +359,19 @@ class Cluster:
             self._requests.popleft()()
 
 
+def _kill_the_living() -> None:
+    """End the clusters that a program leaves running when it exits.
+
+    Their daemon threads would be frozen half-way by the end of the interpreter, with semaphores not given back.
+    """
+    for cluster in list(_living):
+        cluster.kill()
+
+
+_living: weakref.WeakSet[Cluster] = weakref.WeakSet()
+atexit.register(_kill_the_living)
+
+
 def _refuse_to_start_in_a_node() -> None:
     """Stop a node process whose import of the user's script has come to the start of a cluster."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):
@@ -359,9 +383,14 @@ def _refuse_what_a_session_cannot_ship(programs: Mapping[str, Program], start_me
     file = getattr(sys.modules["__main__"], "__file__", None)
     if start_method == "fork" or (file is not None and os.path.exists(file)):
         return
+    if file is not None:
+        # "<stdin>", for one; every new process would try to run it.
+        raise AppError(
+            f"the main script is {file}, which {start_method} cannot import again in the nodes",
+            hint="start_method='fork', or the script in a file",
+        )
     for program in programs.values():
-        # A script from stdin has a file of the name "<stdin>", which every new process would try to run.
-        if file is not None or program.reference.startswith("__main__:"):
+        if program.reference.startswith("__main__:"):
             raise AppError(
                 f"{program.reference} comes from an interactive session, which {start_method} cannot import",
                 hint="start_method='fork', or the class in a file",

@@ -11,6 +11,7 @@ import resource
 import sys
 import tempfile
 import threading
+from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 
 import psutil
@@ -29,6 +30,8 @@ FORKSERVER_FDS = 240
 TMP_PATH_BYTES = 60
 #: Memory of an idle node that it does not share, about; spawn's is the largest.
 NODE_BYTES = 10 * 1024 * 1024
+#: What every node imports first; a forkserver that has done so starts nodes several times as fast.
+PRELOADED = "mpsnap.runtime.process"
 
 
 def choose_context(start_method: str | None, topology: Topology) -> tuple[BaseContext, str | None]:
@@ -44,12 +47,22 @@ def choose_context(start_method: str | None, topology: Topology) -> tuple[BaseCo
     if start_method is None:
         obstacle = _forkserver_obstacle(topology) if "forkserver" in available else "there is no forkserver here"
         method = "spawn" if obstacle else "forkserver"
-        return multiprocessing.get_context(method), f"using spawn: {obstacle}" if obstacle else None
+        return _context(method), f"using spawn: {obstacle}" if obstacle else None
     if start_method not in available:
         raise PreflightError(f"no start method {start_method!r}", hint=" or ".join(available))
     if start_method == "forkserver" and (obstacle := _forkserver_obstacle(topology)):
         raise PreflightError(f"forkserver cannot start this cluster: {obstacle}", hint="start method spawn")
-    return multiprocessing.get_context(start_method), None
+    return _context(start_method), None
+
+
+def _context(method: str) -> BaseContext:
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        preloaded: list[str] = forkserver._forkserver._preload_modules  # type: ignore[attr-defined]
+        if PRELOADED not in preloaded:
+            # What the user has asked for stays. One that runs already is left as it is: then each node does its own.
+            context.set_forkserver_preload([*preloaded, PRELOADED])
+    return context
 
 
 def check(context: BaseContext, topology: Topology, *, allow_threads: bool) -> None:

@@ -94,6 +94,8 @@ def node_main(spec: NodeSpec, release: Callable[[], None] | None) -> NoReturn:
         release()
     # A print in a hook must not get between the lines of the document on stdout.
     os.dup2(2, 1)
+    # Nor may it wait in a buffer: a node that dies takes that along, and it may be what explains the death.
+    sys.stdout = sys.stderr
     NodeProcess(spec).run()
 
 
@@ -350,20 +352,17 @@ class NodeProcess(Driver):
         if len(data) <= STAGING_BYTES:
             self._tell("report", str(local.snapshot_id), data)
             return
-        # A file without a name: whoever dies, nothing is left lying about. The supervisor opens it through /proc.
-        file = tempfile.TemporaryFile(prefix="mpsnap-")  # noqa: SIM115 - open until the supervisor has read it
         try:
-            file.write(data)
-            file.flush()
+            file = _stage(data)
         except OSError as error:
-            file.close()
             self.refused(local.snapshot_id, SnapshotError(f"staging its state failed: {error}", where=self._spec.name))
             return
         self._staged[file.fileno()] = file
         self._tell("staged", str(local.snapshot_id), file.fileno(), len(data), sha256(data).digest())
 
     def refused(self, snapshot_id: SnapshotId, error: MpsnapError) -> None:
-        self._tell("refused", str(snapshot_id), error.what, error.where, error.hint)
+        what, where, hint, _ = _describe(error)
+        self._tell("refused", str(snapshot_id), what, where, hint)
 
     def emit(self, n: int, record: bytes) -> None:
         self._tell("emitted", n, record)
@@ -378,13 +377,27 @@ class NodeProcess(Driver):
         self._view.phase(phase)
 
 
+def _stage(data: bytes) -> IO[bytes]:
+    # A file without a name: whoever dies, nothing is left lying about. The supervisor opens it through /proc. Without
+    # a buffer too, for closing one whose disk is full would fail once more.
+    file = tempfile.TemporaryFile(prefix="mpsnap-", buffering=0)  # noqa: SIM115 - open until the supervisor has read it
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
 def _describe(error: BaseException) -> tuple[str, str | None, str | None, str]:
     """Return what, where, hint and traceback of an error as plain text."""
     # An exception's own __str__ may raise; the formatter of tracebacks copes with that.
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     line = _user_line(error)
     if isinstance(error, MpsnapError):
-        if line is None or error.where is None:
+        if line is None or error.where is None or error.what.startswith(error.where):
             return error.what, line or error.where, error.hint, text
         return f"{error.where}: {error.what}", line, error.hint, text
     summary = "".join(traceback.format_exception_only(type(error), error)).strip()
@@ -400,4 +413,7 @@ def _user_line(error: BaseException) -> str | None:
         ours = frame.filename.startswith((package, os.path.dirname(os.__file__), "<frozen"))
         if not ours or frame.filename.startswith(apps):
             place = f"{frame.filename}:{frame.lineno}"
+    if place is None and error.__cause__ is not None:
+        # A capture that raised is told by an error of ours, whose cause knows the line.
+        return _user_line(error.__cause__)
     return place

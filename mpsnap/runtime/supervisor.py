@@ -209,7 +209,8 @@ class Supervisor:
         Raises:
             ClusterError: A process could not be started; none is left.
         """
-        assert self.state == "new"
+        if self.state != "new":
+            raise ClusterError(f"the cluster is {self.state} and starts once only", hint="a new one")
         self.state = "starting"
         self._selector = selectors.DefaultSelector()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -396,13 +397,15 @@ class Supervisor:
         self._selector.unregister(self._nodes[node].results.fd)
         if node not in self._stopped:
             phase, status = self._incarnation.board.phase(node), self._incarnation.status(node)
+            # By itself, that is: a signal that came that early has nothing to do with the script.
+            unguarded = phase == "starting" and not status.startswith("killed")
             error = NodeError(
                 f"{node} died {_in_phase(phase)}: {status}",
                 node=node,
                 phase=phase,
                 status=status,
                 where=node,
-                hint="the start of the cluster under if __name__ == '__main__':" if phase == "starting" else None,
+                hint="the start of the cluster under if __name__ == '__main__':" if unguarded else None,
             )
             if self.state != "stopping":
                 self._end(error)

@@ -100,4 +100,5 @@ def count(number: int, noun: str) -> str:
 def _table(rows: Sequence[Sequence[object]], headers: Sequence[str], alignment: str) -> str:
     sides = [{"l": "left", "r": "right"}[side] for side in alignment]
     # Text stays text: tabulate would otherwise read a state of "1e5" as a number and print 100000.
-    return tabulate(rows, headers=headers, disable_numparse=True, colalign=sides)
+    text = tabulate(rows, headers=headers, disable_numparse=True, colalign=sides)
+    return "\n".join(line.rstrip() for line in text.splitlines())

@@ -6,10 +6,12 @@ They live in a module of their own because every node process imports it; the te
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import os
 import resource
 import signal
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from enum import Enum
@@ -38,6 +40,16 @@ class Parcel:
     colour: Colour
     at: Point
     marks: set[int] = field(default_factory=set)
+
+
+class Unspeakable(Exception):
+    """Fail also when asked what it says, and be called by no harmless name."""
+
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+Unspeakable.__qualname__ = "Unspeakable\x1b[2J\n"
 
 
 # ---------------------------------------------------------------------- nodes
@@ -131,6 +143,18 @@ class Puppet(Node):
 
     def do_stop_process(self, ctx: Context) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
+
+    def do_use_folder(self, ctx: Context, path: str) -> None:
+        tempfile.tempdir = path
+
+    def do_raise_unspeakable(self, ctx: Context) -> None:
+        raise Unspeakable
+
+    def do_send_oddly(self, ctx: Context, dst: str) -> None:
+        ctx.send(dst, [Fraction(1, 2)])
+
+    def do_emit_oddly(self, ctx: Context) -> None:
+        ctx.emit(Fraction(1, 2))
 
     def do_reply_oddly(self, ctx: Context) -> object:
         return Fraction(1, 2)
@@ -236,9 +260,12 @@ def suffer(action: str) -> None:
         sys.exit()
     elif action == "segfault":
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        faulthandler.disable()  # a fork has pytest's, which would tell the terminal
         ctypes.string_at(0)
     elif action == "sigstop":
         os.kill(os.getpid(), signal.SIGSTOP)
+    elif action == "note":
+        return  # come to no harm
     elif action == "loop":
         while True:
             pass

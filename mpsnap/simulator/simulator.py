@@ -1,0 +1,379 @@
+"""A cluster in discrete time: one thread, no clock, and the same run for the same seed or the same list of delays.
+
+This module owns ticks, delays and the order of deliveries. What a node does is the business of the same `NodeCore` that
+runs in the processes.
+
+The semantics of a tick, on which scenario files rely:
+
+- What is sent at time t, message or marker, may be delivered at or after t + 1 + delay.
+- A tick advances the time by one. Then sources are visited in the order of their names, and a source's outbound
+  channels in the order of their destinations. The first channel whose *head* is due delivers it, and that source
+  delivers nothing more in this tick. A later item never overtakes the head, even if it is due and the head is not.
+- Then timers run, then the idle calls of the nodes that asked, both in the order of names.
+- Who records sends its markers in the order of destinations; each takes a delay of its own.
+
+Cost follows deliveries, not nodes times ticks: a channel waits in the bucket of the tick at which its head is due, and
+only sources with something due are visited.
+
+Rules a maintainer keeps: randomness comes from one seeded stream and is drawn once per send, in the order of sending;
+nothing iterates over a set; time that holds nothing is skipped, not walked.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+
+from mpsnap.core.codec import Codec
+from mpsnap.core.errors import MpsnapError, SnapshotError
+from mpsnap.core.nodecore import Driver, NodeCore
+from mpsnap.core.program import Program, codec_of
+from mpsnap.core.protocol import LocalSnapshot, Marker, SnapshotId
+from mpsnap.core.rng import CounterRandom
+from mpsnap.core.snapshot import GlobalSnapshot
+from mpsnap.core.topology import Topology
+
+#: A delay model: the ticks, from 0, by which the item sent now is late.
+DelayModel = Callable[[], int]
+
+
+class OutOfDelays(MpsnapError):
+    """Report that a list of delays was shorter than the run."""
+
+
+def random_delays(seed: int, most: int) -> DelayModel:
+    """Return delays of 0 to `most` - 1 ticks, equally likely, from one seeded stream."""
+    draw = CounterRandom(f"delays:{seed}")
+    return lambda: draw.randrange(most)
+
+
+def listed_delays(delays: Iterable[int]) -> DelayModel:
+    """Return the delays of a list, one a send; running out raises `OutOfDelays` and says how many were used."""
+    remaining = iter(delays)
+    used = 0
+
+    def following() -> int:
+        nonlocal used
+        for delay in remaining:
+            used += 1
+            return delay
+        raise OutOfDelays(f"all {used} delays are used and one more item is sent", hint="a longer list of delays")
+
+    return following
+
+
+class _Channel:
+    """One channel and what is in flight on it."""
+
+    __slots__ = ("items", "rank", "source", "src", "target")
+
+    def __init__(self, source: _Source, rank: int, src: str, target: int) -> None:
+        self.source = source
+        #: Its place among the source's channels, by name of the destination.
+        self.rank = rank
+        self.src = src
+        #: The rank of the destination among all nodes.
+        self.target = target
+        #: When it may be delivered, its number, its payload; a marker has the number 0. Oldest first.
+        self.items: deque[tuple[int, int, object]] = deque()
+
+
+class _Source(Driver):
+    """The driver of one node: puts what it sends on its outbound channels."""
+
+    __slots__ = ("_simulator", "by_name", "channels", "due", "name", "rank")
+
+    def __init__(self, simulator: Simulator, name: str, rank: int) -> None:
+        self._simulator = simulator
+        self.name = name
+        #: Its place among all nodes, by name.
+        self.rank = rank
+        #: Its channels in the order of destinations, and the same by name.
+        self.channels: list[_Channel] = []
+        self.by_name: dict[str, _Channel] = {}
+        #: Heap of the ranks of channels whose head is due.
+        self.due: list[int] = []
+
+    def send(self, dst: str, number: int, payload: object) -> None:
+        self._simulator.post(self.by_name[dst], number, payload)
+
+    def send_marker(self, dst: str, marker: Marker) -> None:
+        self._simulator.post(self.by_name[dst], 0, marker)
+
+    def initiated(self, snapshot_id: SnapshotId) -> None:
+        self._simulator.learn(snapshot_id, (snapshot_id.initiator,))
+
+    def report(self, local: LocalSnapshot) -> None:
+        self._simulator.collect(local)
+
+    def refused(self, snapshot_id: SnapshotId, error: MpsnapError) -> None:
+        raise error
+
+    def emit(self, n: int, record: bytes) -> None:
+        self._simulator.outputs.append((self.name, n, record))
+
+    def reply(self, ticket: int, value: bytes) -> None:
+        self._simulator.replies[ticket] = value
+
+    def log(self, text: str) -> None:
+        self._simulator.logged.append((self._simulator.time, self.name, text))
+
+    def phase(self, phase: str) -> None:
+        pass
+
+
+class Simulator:
+    """Run a cluster in discrete time.
+
+    Args:
+        topology: Nodes and channels.
+        programs: What each node runs.
+        delays: How late each item is.
+        seed: Of the nodes' random numbers.
+        ticks_per_second: How many ticks the seconds of a timer take.
+
+    Example:
+        >>> simulator = Simulator(topology, programs, random_delays(7, 5))   # doctest: +SKIP
+        >>> simulator.snapshot(["N1"])                                       # doctest: +SKIP
+        >>> simulator.finish()                                               # doctest: +SKIP
+        >>> simulator.snapshots[0].verify()                                  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        programs: Mapping[str, Program],
+        delays: DelayModel,
+        *,
+        seed: int = 0,
+        ticks_per_second: int = 1,
+    ) -> None:
+        self.topology = topology
+        self.time = 0
+        #: Messages and markers delivered so far.
+        self.deliveries = 0
+        #: Completed snapshots by number, verified.
+        self.snapshots: dict[int, GlobalSnapshot] = {}
+        self.outputs: list[tuple[str, int, bytes]] = []
+        self.replies: dict[int, bytes] = {}
+        self.logged: list[tuple[int, str, str]] = []
+        self._delay = delays
+        self._ticks_per_second = ticks_per_second
+        self._names = sorted(topology.nodes)
+        self._sources: list[_Source] = []
+        self._cores: list[NodeCore] = []
+        self._rank = {name: rank for rank, name in enumerate(self._names)}
+        self._codecs: dict[str, Codec] = {}
+        #: Channels by the tick at which their head becomes due, and a heap of these ticks.
+        self._buckets: dict[int, list[_Channel]] = {}
+        self._ticks: list[int] = []
+        #: Ranks of the sources with something due.
+        self._active: list[int] = []
+        #: Ranks of the nodes whose idle call is wanted, and a heap of (tick, rank) for timers.
+        self._restless: set[int] = set()
+        self._alarms: list[tuple[int, int]] = []
+        #: Parts of open snapshots; numbers and initiators of all.
+        self._parts: dict[SnapshotId, dict[str, LocalSnapshot]] = {}
+        self._known: dict[SnapshotId, tuple[int, tuple[str, ...]]] = {}
+        self._triggered: dict[str, int] = {}
+        self._tickets = 0
+        self._build(programs, seed)
+
+    def _build(self, programs: Mapping[str, Program], seed: int) -> None:
+        classes = {program.reference: program.load() for program in programs.values()}
+        codecs = {reference: codec_of(each, classes.values()) for reference, each in classes.items()}
+        # One sweep for most graphs: only with several source components can a node fail to reach another.
+        strong = (
+            len(self.topology.reachable(self._names[:1]))
+            == len(self._names)
+            == len(self.topology.source_components()[0])
+        )
+        for rank, name in enumerate(self._names):
+            source = _Source(self, name, rank)
+            self._sources.append(source)
+            reference = programs[name].reference
+            self._codecs[name] = codecs[reference]
+            core = NodeCore(
+                name,
+                classes[reference](),
+                inbound=self.topology.inbound(name),
+                outbound=self.topology.outbound(name),
+                unreachable=() if strong else self.topology.unreachable_from(name),
+                incarnation=0,
+                seed=seed,
+                codec=codecs[reference],
+                driver=source,
+                clock=self._clock,
+            )
+            self._cores.append(core)
+        for source in self._sources:
+            for rank, dst in enumerate(self.topology.outbound(source.name)):
+                channel = _Channel(source, rank, source.name, self._rank[dst])
+                source.channels.append(channel)
+                source.by_name[dst] = channel
+        for rank, name in enumerate(self._names):
+            self._cores[rank].start(dict(programs[name].params))
+            self._note(rank)
+
+    def _clock(self) -> float:
+        return self.time / self._ticks_per_second
+
+    # ------------------------------------------------------------------- acting
+
+    def snapshot(self, initiators: Iterable[str] = ()) -> int:
+        """Begin a snapshot now at all of these nodes, and at those needed to reach every node; return its number."""
+        nodes = self.topology.initiators(initiators)
+        count = self._triggered.get(nodes[0], 0)
+        self._triggered[nodes[0]] = count + 1
+        snapshot_id = SnapshotId.triggered(0, nodes[0], count)
+        number = self.learn(snapshot_id, nodes)
+        for node in nodes:
+            self._cores[self._rank[node]].initiate(snapshot_id)
+        return number
+
+    def command(self, node: str, command: object) -> object:
+        """Give a command, plain data, to a node's `on_command` now and return the reply."""
+        self._tickets += 1
+        codec, rank = self._codecs[node], self._rank[node]
+        self._cores[rank].command(self._tickets, codec.encode(command, where="command"))
+        self._cores[rank].step(sources=False)
+        self._note(rank)
+        return codec.decode(self.replies.pop(self._tickets))
+
+    def advance(self, ticks: int) -> None:
+        """Let this many ticks pass."""
+        end = self.time + ticks
+        while self.time < end:
+            following = self._next_time()
+            if following is None or following > end:
+                self.time = end
+                return
+            self.time = following - 1
+            self.tick()
+
+    def finish(self) -> None:
+        """Let ticks pass until every snapshot is complete.
+
+        Raises:
+            SnapshotError: Nothing is in flight any more and one is not complete.
+        """
+        while self._parts:
+            following = self._next_time()
+            if following is None:
+                raise SnapshotError(f"snapshot {next(iter(self._parts))} cannot complete, nothing is in flight")
+            self.time = following - 1
+            self.tick()
+
+    def tick(self) -> None:
+        """Let one tick pass."""
+        self.time += 1
+        self._find_due()
+        if self._active:
+            self._deliver()
+        if self._restless or self._alarms:
+            self._run_sources()
+
+    def _next_time(self) -> int | None:
+        """Return the next tick at which anything can happen, None if nothing ever can."""
+        if self._active or self._restless:
+            return self.time + 1
+        waiting = self._ticks[:1] + [tick for tick, _ in self._alarms[:1]]
+        return max(self.time + 1, min(waiting)) if waiting else None
+
+    def _find_due(self) -> None:
+        """Give every channel whose head is due from now on to its source."""
+        while self._ticks and self._ticks[0] <= self.time:
+            for channel in self._buckets.pop(heapq.heappop(self._ticks)):
+                source = channel.source
+                if not source.due:
+                    self._active.append(source.rank)
+                heapq.heappush(source.due, channel.rank)
+
+    def _deliver(self) -> None:
+        """Deliver one item of each source that has one due."""
+        self._active.sort()
+        active, self._active = self._active, []
+        for rank in active:
+            source = self._sources[rank]
+            channel = source.channels[heapq.heappop(source.due)]
+            _, number, payload = channel.items.popleft()
+            if channel.items:
+                self._wait_for(channel, channel.items[0][0])
+            if source.due:
+                self._active.append(rank)
+            self.deliveries += 1
+            core = self._cores[channel.target]
+            if number:
+                core.receive_batch(channel.src, number, (payload,))
+                core.step(sources=False)
+                self._note(channel.target)
+            else:
+                assert isinstance(payload, Marker)
+                core.receive_marker(channel.src, payload)
+
+    def _run_sources(self) -> None:
+        """Run the timers that are due and then the idle calls that are wanted, both in the order of names."""
+        ringing = set()
+        while self._alarms and self._alarms[0][0] <= self.time:
+            ringing.add(heapq.heappop(self._alarms)[1])
+        for rank in sorted(ringing):
+            core = self._cores[rank]
+            while core.next_timer is not None and core.next_timer <= self._clock():
+                core.step(sources=True)
+            self._note(rank)
+        idle, self._restless = sorted(self._restless), set()
+        for rank in idle:
+            core = self._cores[rank]
+            if core.idle_wanted:
+                core.step(sources=True)
+            self._note(rank)
+
+    # ------------------------------------------------------------ what nodes do
+
+    def post(self, channel: _Channel, number: int, payload: object) -> None:
+        """Put an item on a channel, late by one tick and a delay."""
+        due = self.time + 1 + self._delay()
+        if not channel.items:
+            self._wait_for(channel, due)
+        channel.items.append((due, number, payload))
+
+    def _wait_for(self, channel: _Channel, due: int) -> None:
+        """Note when the head of a channel is due."""
+        if due <= self.time:
+            heapq.heappush(channel.source.due, channel.rank)
+        elif due in self._buckets:
+            self._buckets[due].append(channel)
+        else:
+            self._buckets[due] = [channel]
+            heapq.heappush(self._ticks, due)
+
+    def _note(self, rank: int) -> None:
+        """Remember whether a node wants its timers or idle calls looked at."""
+        core = self._cores[rank]
+        if core.idle_wanted:
+            self._restless.add(rank)
+        timer = core.next_timer
+        if timer is not None:
+            heapq.heappush(self._alarms, (math.ceil(timer * self._ticks_per_second), rank))
+
+    def learn(self, snapshot_id: SnapshotId, initiators: tuple[str, ...]) -> int:
+        """Give a snapshot its number, when it is first heard of."""
+        if snapshot_id not in self._known:
+            self._known[snapshot_id] = (len(self._known), initiators)
+            self._parts[snapshot_id] = {}
+        return self._known[snapshot_id][0]
+
+    def collect(self, local: LocalSnapshot) -> None:
+        """Take a part of a snapshot in; with the last one it is merged and verified."""
+        # A node that begins one by itself may report before it is known to have begun it.
+        number = self.learn(local.snapshot_id, (local.snapshot_id.initiator,))
+        parts = self._parts[local.snapshot_id]
+        parts[local.node] = local
+        if len(parts) == len(self._names):
+            del self._parts[local.snapshot_id]
+            initiators = self._known[local.snapshot_id][1]
+            snapshot = GlobalSnapshot(number, local.snapshot_id, initiators, self.topology, parts, self._codecs)
+            snapshot.verify()
+            self.snapshots[number] = snapshot

@@ -1,0 +1,194 @@
+"""Every safety rule is held up by a test: take the rule out of the code, and the tests fail.
+
+A mutation is a small change to a copy of the package that breaks one rule, each a mistake that somebody has made or
+could make. The test that holds up the rule runs on the copy and must fail; on an unchanged copy they all pass.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+#: Refuses to test anything but the copy.
+CONFTEST = """
+from pathlib import Path
+
+import mpsnap
+
+assert Path(mpsnap.__file__).parent.parent == Path(__file__).parent.parent, mpsnap.__file__
+"""
+
+
+class Mutation(NamedTuple):
+    """Exchange `old`, which stands in `file` exactly once, for `new`; then `test` must fail."""
+
+    rule: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+MUTATIONS = [
+    Mutation(
+        "what arrives between the record and the marker is in flight",
+        "protocol.py",
+        "                recording.payloads[src].extend(payloads)\n",
+        "                pass\n",
+        "test_paper.py::test_every_other_channel_is_what_came_between_the_record_and_its_marker",
+    ),
+    Mutation(
+        "what was seen and not taken at the record is in flight",
+        "protocol.py",
+        "recording.payloads[src] = list(self._inbox[src])",
+        "recording.payloads[src] = []",
+        "test_protocol.py::test_what_was_seen_and_not_taken_is_in_flight",
+    ),
+    Mutation(
+        "what arrives behind the marker is not in flight",
+        "protocol.py",
+        "            if src in recording.open:\n                recording.payloads",
+        "            if True:\n                recording.payloads",
+        "test_protocol.py::test_a_channel_is_closed_by_its_marker_while_others_are_still_open",
+    ),
+    Mutation(
+        "the channel of the first marker is closed by it",
+        "protocol.py",
+        "            if src != closing:\n",
+        "            if True:\n",
+        "test_protocol.py::test_the_first_marker_is_also_the_last_where_there_is_one_inbound_channel",
+    ),
+    Mutation(
+        "the state is that of the record, not that of the report",
+        "protocol.py",
+        "LocalSnapshot(self.node, snapshot_id, recording.captured,",
+        "LocalSnapshot(self.node, snapshot_id, self._capture(),",
+        "test_protocol.py::test_the_state_is_that_of_the_record_whenever_it_is_reported",
+    ),
+    Mutation(
+        "the counts are those of the record, not those of the report",
+        "protocol.py",
+        "_Recording(captured, dict(self.sent), dict(self.received))",
+        "_Recording(captured, self.sent, self.received)",
+        "test_protocol.py::test_the_counts_are_those_of_the_record_whenever_they_are_reported",
+    ),
+    Mutation(
+        "nothing is changed before the capture has succeeded",
+        "protocol.py",
+        "        captured = self._capture()\n        recording = _Recording(captured,",
+        "        recording = self._recordings[snapshot_id] = _Recording(None, {}, {})\n"
+        "        captured = self._capture()\n        recording = _Recording(captured,",
+        "test_protocol.py::test_a_capture_that_raises_leaves_everything_unchanged",
+    ),
+    Mutation(
+        "a completed snapshot is remembered",
+        "protocol.py",
+        "        self._finished.add(snapshot_id)\n        channels =",
+        "        channels =",
+        "test_protocol.py::test_a_second_marker_of_a_finished_snapshot_is_ignored",
+    ),
+    Mutation(
+        "an abandoned snapshot is remembered",
+        "protocol.py",
+        "        self._recordings.pop(snapshot_id, None)\n        self._finished.add(snapshot_id)\n",
+        "        self._recordings.pop(snapshot_id, None)\n",
+        "test_protocol.py::test_an_abandoned_snapshot_is_not_recorded_any_more",
+    ),
+    Mutation(
+        "items are counted, so that overtaking is noticed",
+        "protocol.py",
+        "        if got != expected:\n",
+        "        if False:\n",
+        "test_protocol.py::test_a_swap_on_the_wire_is_noticed",
+    ),
+    Mutation(
+        "an illegal step changes nothing",
+        "protocol.py",
+        '        self._expect(src, first, "message number", self._seen_or_raise(src) + 1)\n'
+        "        self._inbox[src].extend(payloads)\n",
+        "        expected = self._seen_or_raise(src) + 1\n"
+        "        self._inbox[src].extend(payloads)\n"
+        '        self._expect(src, first, "message number", expected)\n',
+        "test_protocol.py::test_an_illegal_step_raises_and_changes_nothing",
+    ),
+    Mutation(
+        "the state is fixed at the record",
+        "nodecore.py",
+        'state = self.codec.encode(self._node.capture(), where=f"{self.name}: state")',
+        'state = self._node.capture()\n            self.codec.encode(state, where=f"{self.name}: state")',
+        "test_nodecore.py::test_what_was_captured_never_changes",
+    ),
+    Mutation(
+        "a payload is fixed when it is sent",
+        "codec.py",
+        "    return Encoded(codec.encode(value, where))\n",
+        "    codec.encode(value, where)\n    return value\n",
+        "test_nodecore.py::test_a_payload_changed_after_the_send_is_recorded_and_delivered_as_it_was",
+    ),
+    Mutation(
+        "a node records between hooks and never inside one",
+        "nodecore.py",
+        "        self._wishes.append(snapshot_id)\n",
+        "        self.initiate(snapshot_id)\n",
+        "test_nodecore.py::test_a_snapshot_begun_in_a_hook_waits_until_the_hook_returns",
+    ),
+    Mutation(
+        "a node that will be asked again is not passive",
+        "nodecore.py",
+        "        self._idle_wanted = again and not self._finished\n        if self._wishes:\n",
+        "        if not self._wishes:\n            self._idle_wanted = again and not self._finished\n        else:\n",
+        "test_nodecore.py::test_a_node_that_will_be_asked_again_is_not_passive_in_a_snapshot_of_its_own",
+    ),
+    Mutation(
+        "every channel of a cut is checked",
+        "snapshot.py",
+        "            self._verify_channel(channel)\n",
+        "            pass\n",
+        "test_snapshot.py::test_verify_finds_the_damage_and_says_where",
+    ),
+]
+
+
+def run_tests_on_a_copy(folder: Path, tests: list[str], mutation: Mutation | None = None) -> tuple[int, str]:
+    """Return how pytest ended on a copy of the package, and what it said."""
+    shutil.copytree(ROOT / "mpsnap", folder / "mpsnap", ignore=shutil.ignore_patterns("__pycache__"))
+    if mutation is not None:
+        mutated = folder / "mpsnap" / "core" / mutation.file
+        source = mutated.read_text()
+        assert source.count(mutation.old) == 1, "the table is out of date: this must stand there exactly once"
+        mutated.write_text(source.replace(mutation.old, mutation.new))
+    (folder / "tests").mkdir()
+    (folder / "tests" / "conftest.py").write_text(CONFTEST)
+    for name in {"harness.py", *(test.partition("::")[0] for test in tests)}:
+        shutil.copy(ROOT / "tests" / name, folder / "tests")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", "-q", "--tb=line", "-p", "no:cacheprovider", *tests],
+        cwd=folder / "tests",
+        env={**os.environ, "PYTHONPATH": str(folder), "PYTEST_ADDOPTS": "", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_an_unchanged_copy_passes(tmp_path: Path) -> None:
+    """So that a failure below comes from the mutation and not from the copying."""
+    status, said = run_tests_on_a_copy(tmp_path, sorted({mutation.test for mutation in MUTATIONS}))
+    assert status == pytest.ExitCode.OK, said
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.rule.replace(" ", "-"))
+def test_without_this_rule_its_test_fails(mutation: Mutation, tmp_path: Path) -> None:
+    """It fails as a test does; a copy that cannot even be imported would prove nothing."""
+    status, said = run_tests_on_a_copy(tmp_path, [mutation.test], mutation)
+    assert status == pytest.ExitCode.TESTS_FAILED, said
+    assert "1 failed" in said, said
