@@ -18,12 +18,20 @@ from typing import Any, NamedTuple
 import pytest
 from conftest import wait_until
 
+import mpsnap as mpsnap_package
 from mpsnap.core.codec import Codec, freeze
 from mpsnap.core.protocol import ChannelState, LocalSnapshot, SnapshotId
 from mpsnap.core.snapshot import Captured, GlobalSnapshot
 from mpsnap.core.topology import Topology
 
 COMMAND = (sys.executable, "-m", "mpsnap")
+#: A command tests the package that its tests import, wherever it runs and whatever else is installed.
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join(
+        filter(None, [str(Path(mpsnap_package.__file__).parents[1]), os.environ.get("PYTHONPATH")])
+    ),
+}
 #: What any command here may take; they take about a second, and more on a busy machine.
 SECONDS = 60.0
 #: For what does not depend on how processes are started: the quickest way.
@@ -66,7 +74,7 @@ def run(
     started = subprocess.Popen(
         ["bash", "-c", command] if isinstance(command, str) else command,
         cwd=cwd,
-        env=None if env is None else {**os.environ, **env},
+        env={**ENVIRONMENT, **(env or {})},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_harness import COMMAND, QUICK, Done, end, leaves_nothing, mpsnap, run, write
+from cli_harness import COMMAND, ENVIRONMENT, QUICK, Done, end, leaves_nothing, mpsnap, run, write
 from conftest import wait_until
 
 pytestmark = pytest.mark.processes
@@ -480,6 +480,7 @@ def test_without_any_argument_it_shows_what_it_is_for(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        env=ENVIRONMENT,
     )
     with started:
         try:
@@ -565,6 +566,7 @@ def on_a_terminal(tmp_path: Path, *arguments: str) -> tuple[str, str]:
             stdout=stdout,
             stderr=theirs,
             start_new_session=True,
+            env=ENVIRONMENT,
         )
     os.close(theirs)
     shown = b""
@@ -612,6 +614,7 @@ def test_a_signal_ends_the_run_in_order(tmp_path: Path, number: signal.Signals, 
             stderr=stderr,
             text=True,
             start_new_session=True,
+            env=ENVIRONMENT,
         )
     with started:
         try:

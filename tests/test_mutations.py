@@ -55,8 +55,8 @@ MUTATIONS = [
     Mutation(
         "what arrives behind the marker is not in flight",
         "protocol.py",
-        "            if src in recording.open:\n                recording.payloads",
-        "            if True:\n                recording.payloads",
+        "            if src in recording.open:\n                recording.payloads[src].extend",
+        "            if True:\n                recording.payloads[src].extend",
         "test_protocol.py::test_a_channel_is_closed_by_its_marker_while_others_are_still_open",
     ),
     Mutation(
@@ -143,8 +143,8 @@ MUTATIONS = [
     Mutation(
         "a node that will be asked again is not passive",
         "nodecore.py",
-        "        self._idle_wanted = again and not self._finished\n        if self._wishes:\n",
-        "        if not self._wishes:\n            self._idle_wanted = again and not self._finished\n        else:\n",
+        "        self._idle_wanted = idle_wanted and not self._finished\n        if self._wishes:\n",
+        "        if not self._wishes:\n            self._idle_wanted = idle_wanted and not self._finished\n        else:\n",
         "test_nodecore.py::test_a_node_that_will_be_asked_again_is_not_passive_in_a_snapshot_of_its_own",
     ),
     Mutation(

@@ -489,6 +489,30 @@ def test_restored_counts_are_what_the_wire_is_measured_by() -> None:
     assert report_in(node.receive("B", Marker(S, 43))).received == {"B": 43}
 
 
+def test_receive_and_take_in_one_step_is_the_same_as_one_after_the_other() -> None:
+    """With a snapshot that records the channel, one whose marker came there, and none."""
+    joined, apart = (protocol(inbound="BD", outbound="C") for _ in range(2))
+    for number in range(1, 5):
+        joined.receive_and_take("B", number, number)
+        apart.receive("B", Message(number, number))
+        assert apart.take("B") == number
+        if number == 2:
+            assert joined.receive("D", Marker(snap("D"), 0)) == apart.receive("D", Marker(snap("D"), 0))
+        elif number == 3:
+            assert joined.receive("B", Marker(snap("B"), 3)) == apart.receive("B", Marker(snap("B"), 3))
+    assert anatomy(joined) == anatomy(apart)
+    assert joined.receive("B", Marker(snap("D"), 4)) == apart.receive("B", Marker(snap("D"), 4))
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_receive_and_take_never_overtakes_and_never_skips(number: int) -> None:
+    node = protocol(inbound="B", inboxes={"B": ["first"]} if number == 1 else {}, outbound="C")
+    before = anatomy(node)
+    with pytest.raises(ProtocolError):
+        node.receive_and_take("B", number, "x")
+    assert anatomy(node) == before
+
+
 @pytest.mark.parametrize(
     "restored", [{"sent": {"D": 1}}, {"received": {"D": 1}}, {"inboxes": {"D": ["x"]}}, {"inboxes": {"C": ["x"]}}]
 )

@@ -10,9 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import IO, Any, NamedTuple, TextIO
-
-from tqdm import tqdm
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from mpsnap.apps.tokens import ScriptedTokens, Tokens
 from mpsnap.cli.apps import App, absolute, find_app, find_topology, read_file
@@ -28,6 +26,9 @@ from mpsnap.runtime.supervisor import Supervisor
 from mpsnap.views.document import output_document, run_document, snapshot_document
 from mpsnap.views.snapfile import snap_text
 from mpsnap.views.tables import count, outputs_table, snapshot_line, snapshot_table
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 DEFAULT_SECONDS = 5.0
 DEFAULT_EVERY = 1.0
@@ -293,7 +294,7 @@ class Show:
             self._on_output(event)
         elif isinstance(event, Logged):
             self._narrate(f"{event.node}: {event.text}")
-        if self._bar is not None and self._plan.limit is None:
+        if self._bar is not None and not self._plan.limit:
             self._bar.update(0)
 
     def finish(self, conductor: Conductor) -> None:
@@ -323,6 +324,9 @@ class Show:
             + "; Ctrl-C stops it"
         )
         if not self._options.quiet and sys.stderr.isatty():
+            # Only here: most runs have no terminal, and importing it takes longer than all our views.
+            from tqdm import tqdm
+
             tqdm.monitor_interval = 0  # its monitor would be a second thread, for a bar that moves by itself
             form = "{percentage:3.0f}%|{bar}| {n_fmt} of {total_fmt} snapshots, {elapsed}"
             if not plan.limit:

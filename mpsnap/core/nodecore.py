@@ -71,8 +71,7 @@ class Driver(ABC):
     def log(self, text: str) -> None:
         """Pass a line from the user's code on."""
 
-    @abstractmethod
-    def phase(self, phase: str) -> None:
+    def phase(self, phase: str) -> None:  # noqa: B027 - a driver whose nodes cannot hang has no use for it
         """Note what the node does from now on: a word of `PHASES`."""
 
 
@@ -112,6 +111,7 @@ class NodeCore:
         self.protocol = SnapshotProtocol(name, inbound, outbound, self._capture)
         self._node = node
         self._driver = driver
+        self._tells_phases = type(driver).phase is not Driver.phase
         self._clock = clock
         self._unreachable = tuple(unreachable)
         self._incarnation = incarnation
@@ -167,6 +167,11 @@ class NodeCore:
         self.protocol.receive_batch(src, first, payloads)
         if payloads and not had_some:
             self._ready.append(src)
+
+    def deliver(self, src: str, number: int, payload: object) -> None:
+        """See one message and handle it at once, for a driver that never lets messages wait: see and `step` in one."""
+        self.protocol.receive_and_take(src, number, payload)
+        self._handle(src, payload)
 
     def receive_marker(self, src: str, marker: Marker) -> None:
         """See a marker from `src`."""
@@ -254,11 +259,17 @@ class NodeCore:
 
     def _run_message(self) -> None:
         src = self._ready.popleft()
-        payload = thaw(self.protocol.take(src), self.codec)
+        payload = self.protocol.take(src)
         if self.protocol.waiting(src):
             # To the back: one busy channel must not starve the others.
             self._ready.append(src)
-        self._run("on_message", lambda: self._node.on_message(self._ctx, src, payload))
+        self._handle(src, payload)
+
+    def _handle(self, src: str, payload: object) -> None:
+        value = thaw(payload, self.codec)
+        self._begin("on_message")
+        self._node.on_message(self._ctx, src, value)
+        self._end(self._has_idle)
 
     def _run_command(self) -> None:
         ticket, command = self._commands.popleft()
@@ -280,19 +291,26 @@ class NodeCore:
         self._run("on_timer", lambda: getattr(self._node, method)(self._ctx, *args))
 
     def _run(self, hook: str, call: Callable[[], Any]) -> Any:
-        self._hook = hook
-        self._driver.phase(hook)
+        self._begin(hook)
         result = call()
+        self._end(result is True if hook == "on_idle" else self._has_idle)
+        return result
+
+    def _begin(self, hook: str) -> None:
+        self._hook = hook
+        if self._tells_phases:
+            self._driver.phase(hook)
+
+    def _end(self, idle_wanted: bool) -> None:
         self._hook = "waiting"
-        self._driver.phase("waiting")
+        if self._tells_phases:
+            self._driver.phase("waiting")
         # Before the wishes: the cut says whether this node is passive, and any hook brings the idle calls back.
-        again = result is True if hook == "on_idle" else self._has_idle
-        self._idle_wanted = again and not self._finished
+        self._idle_wanted = idle_wanted and not self._finished
         if self._wishes:
             wishes, self._wishes = self._wishes, []
             for snapshot_id in wishes:
                 self.initiate(snapshot_id)
-        return result
 
     # ------------------------------------------------- what a hook may do
 

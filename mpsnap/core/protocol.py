@@ -313,6 +313,20 @@ class SnapshotProtocol:
             if src in recording.open:
                 recording.payloads[src].extend(payloads)
 
+    def receive_and_take(self, src: str, number: int, payload: object) -> None:
+        """See one message and take it at once: `receive` and `take` in one step, where nothing stands in the inbox.
+
+        Raises:
+            ProtocolError: As `receive`; or something stands in the inbox, which would be overtaken.
+        """
+        if self._inbox.get(src):
+            raise ProtocolError(f"messages from {src} stand in front of this one", where=f"{src}->{self.node}")
+        self._expect(src, number, "message number", self._seen_or_raise(src) + 1)
+        for recording in self._recordings.values():
+            if src in recording.open:
+                recording.payloads[src].append(payload)
+        self.received[src] = number
+
     # ----------------------------------------------------------------- snapshots
 
     def initiate(self, snapshot_id: SnapshotId) -> tuple[Effect, ...]:

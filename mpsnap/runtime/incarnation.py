@@ -22,7 +22,8 @@ import select
 import signal
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -91,8 +92,12 @@ class Incarnation:
         _living.add(self)
         try:
             self._make_channels()
-            for node in topology.nodes:
-                self._spawn(node, programs, seed, window)
+            if context.get_start_method() == "forkserver":
+                # Not with signals held: it would pass that on to every process it ever starts, other people's too.
+                forkserver.ensure_running()
+            with _signals_held():
+                for node in topology.nodes:
+                    self._spawn(node, programs, seed, window)
         except BaseException:
             self.kill()
             self.close()
@@ -221,6 +226,20 @@ class Incarnation:
             write.close()
         for kept in (self.nodes, self._queues, self._results, self._control, self._life):
             kept.clear()
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Hold back SIGINT and SIGTERM in this thread and in the processes started meanwhile.
+
+    A Ctrl-C must not come between the start of a process and the note of it here, and must not kill the nodes with a
+    traceback each while they are still importing; they let signals through when they have seen to them.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _kill_leftovers() -> None:

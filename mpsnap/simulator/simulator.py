@@ -24,7 +24,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from mpsnap.core.codec import Codec
 from mpsnap.core.errors import MpsnapError, SnapshotError
@@ -46,7 +46,19 @@ class OutOfDelays(MpsnapError):
 def random_delays(seed: int, most: int) -> DelayModel:
     """Return delays of 0 to `most` - 1 ticks, equally likely, from one seeded stream."""
     draw = CounterRandom(f"delays:{seed}")
-    return lambda: draw.randrange(most)
+    if most > 256:
+        return lambda: draw.randrange(most)
+    return _bytes_below(draw, most).__next__
+
+
+def _bytes_below(draw: CounterRandom, most: int) -> Iterator[int]:
+    """Yield numbers below `most` without bias, eight at a draw: a delay is needed for each item that is sent."""
+    table = [byte % most if byte < 256 - 256 % most else None for byte in range(256)]
+    while True:
+        for byte in draw.randrange(1 << 64).to_bytes(8, "little"):
+            delay = table[byte]
+            if delay is not None:
+                yield delay
 
 
 def listed_delays(delays: Iterable[int]) -> DelayModel:
@@ -97,10 +109,15 @@ class _Source(Driver):
         self.due: list[int] = []
 
     def send(self, dst: str, number: int, payload: object) -> None:
-        self._simulator.post(self.by_name[dst], number, payload)
+        simulator = self._simulator
+        due = simulator.time + 1 + simulator.delay()
+        channel = self.by_name[dst]
+        if not channel.items:
+            simulator.await_head(channel, due)
+        channel.items.append((due, number, payload))
 
     def send_marker(self, dst: str, marker: Marker) -> None:
-        self._simulator.post(self.by_name[dst], 0, marker)
+        self.send(dst, 0, marker)
 
     def initiated(self, snapshot_id: SnapshotId) -> None:
         self._simulator.learn(snapshot_id, (snapshot_id.initiator,))
@@ -119,9 +136,6 @@ class _Source(Driver):
 
     def log(self, text: str) -> None:
         self._simulator.logged.append((self._simulator.time, self.name, text))
-
-    def phase(self, phase: str) -> None:
-        pass
 
 
 class Simulator:
@@ -159,7 +173,7 @@ class Simulator:
         self.outputs: list[tuple[str, int, bytes]] = []
         self.replies: dict[int, bytes] = {}
         self.logged: list[tuple[int, str, str]] = []
-        self._delay = delays
+        self.delay = delays
         self._ticks_per_second = ticks_per_second
         self._names = sorted(topology.nodes)
         self._sources: list[_Source] = []
@@ -300,15 +314,15 @@ class Simulator:
             channel = source.channels[heapq.heappop(source.due)]
             _, number, payload = channel.items.popleft()
             if channel.items:
-                self._wait_for(channel, channel.items[0][0])
+                self.await_head(channel, channel.items[0][0])
             if source.due:
                 self._active.append(rank)
             self.deliveries += 1
             core = self._cores[channel.target]
             if number:
-                core.receive_batch(channel.src, number, (payload,))
-                core.step(sources=False)
-                self._note(channel.target)
+                core.deliver(channel.src, number, payload)
+                if core.idle_wanted or core.next_timer is not None:
+                    self._note(channel.target)
             else:
                 assert isinstance(payload, Marker)
                 core.receive_marker(channel.src, payload)
@@ -332,14 +346,7 @@ class Simulator:
 
     # ------------------------------------------------------------ what nodes do
 
-    def post(self, channel: _Channel, number: int, payload: object) -> None:
-        """Put an item on a channel, late by one tick and a delay."""
-        due = self.time + 1 + self._delay()
-        if not channel.items:
-            self._wait_for(channel, due)
-        channel.items.append((due, number, payload))
-
-    def _wait_for(self, channel: _Channel, due: int) -> None:
+    def await_head(self, channel: _Channel, due: int) -> None:
         """Note when the head of a channel is due."""
         if due <= self.time:
             heapq.heappush(channel.source.due, channel.rank)
