@@ -446,6 +446,25 @@ def test_a_module_may_say_what_runs_where(tmp_path: Path, app: str) -> None:
     assert document["run"]["messages_sent"] == document["run"]["messages_received"] == 4
 
 
+def test_a_program_that_ends_by_itself_but_not_in_time_is_not_done(tmp_path: Path) -> None:
+    """Half a result must not pass for the whole: exit 3, with what there is."""
+    write(
+        tmp_path / "app.py",
+        """
+        from mpsnap import Node
+        class Slow(Node):
+            endless = False
+            def on_idle(self, ctx):
+                ctx.after(60, "on_idle")
+        """,
+    )
+    limits = ("--topology", "ring:2", "--duration", "0.3", "--snapshot-every", "0.1", *QUICK)
+    done = mpsnap("run", "app.py:Slow", *limits, "--format", "json", cwd=tmp_path, status=3)
+    assert done.error.startswith("the time was over before a cut proved that the program had ended; try: ")
+    assert 1 <= len(done.document["snapshots"]) <= 3
+    assert not any(node["passive"] for node in done.document["snapshots"][-1]["nodes"].values())
+
+
 def test_snapshots_that_nodes_begin_are_shown_too(tmp_path: Path) -> None:
     write(
         tmp_path / "app.py",

@@ -144,7 +144,9 @@ MUTATIONS = [
         "a node that will be asked again is not passive",
         "nodecore.py",
         "        self._idle_wanted = idle_wanted and not self._finished\n        if self._wishes:\n",
-        "        if not self._wishes:\n            self._idle_wanted = idle_wanted and not self._finished\n        else:\n",
+        "        if not self._wishes:\n"
+        "            self._idle_wanted = idle_wanted and not self._finished\n"
+        "        else:\n",
         "test_nodecore.py::test_a_node_that_will_be_asked_again_is_not_passive_in_a_snapshot_of_its_own",
     ),
     Mutation(

@@ -171,10 +171,7 @@ class Conductor:
             self.error = self.error or self._script.error
             return True
         if self._time_is_over(time.monotonic()):
-            if self._script is not None and not self._script.done:
-                self.error = self.error or SnapshotError(
-                    "the time was over before the script was", where=self._script.place, hint="a longer --duration"
-                )
+            self.error = self.error or self._unfinished()
             return True
         if self._plan.until_terminated:
             # A probe that was abandoned cannot prove the end, and nothing says that the next one would.
@@ -182,6 +179,16 @@ class Conductor:
         if self._script is not None:
             return self._script.done
         return self._plan.limit is not None and self._begun >= self._plan.limit
+
+    def _unfinished(self) -> SnapshotError | None:
+        """Return what should have come to an end of its own when the time was over."""
+        if self._script is not None and not self._script.done:
+            what, where = "the time was over before the script was", self._script.place
+        elif self._plan.until_terminated and self._supervisor.terminated is None:
+            what, where = "the time was over before a cut proved that the program had ended", None
+        else:
+            return None
+        return SnapshotError(what, where=where, hint="a longer --duration")
 
     def _attend(self, event: Event) -> None:
         if isinstance(event, ClusterStarted):

@@ -126,6 +126,11 @@ class Puppet(Node):
         for record in records:
             ctx.emit(record)
 
+    def do_emit_and_fail(self, ctx: Context, count: int) -> None:
+        for n in range(count):
+            ctx.emit(f"{n}".ljust(1000))
+        raise RuntimeError("after the last one")
+
     def do_emit_at_stop(self, ctx: Context) -> None:
         self.emits_at_stop = True
 
@@ -143,6 +148,9 @@ class Puppet(Node):
 
     def do_stop_process(self, ctx: Context) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
+
+    def do_count_descriptors(self, ctx: Context) -> int:
+        return len(os.listdir("/proc/self/fd"))
 
     def do_use_folder(self, ctx: Context, path: str) -> None:
         tempfile.tempdir = path
@@ -213,6 +221,18 @@ class Doubler(Node):
     def on_message(self, ctx: Context, sender: str, payload: str) -> None:
         ctx.broadcast(payload)
         ctx.broadcast(payload)
+
+
+class Amplifier(Node):
+    """Send three messages for each one taken."""
+
+    def setup(self, ctx: Context) -> None:
+        self.n = 0
+
+    def on_message(self, ctx: Context, sender: str, payload: int) -> None:
+        for _ in range(3):
+            self.n += 1
+            ctx.broadcast(self.n)
 
 
 class SlowConsumer(Node):

@@ -214,6 +214,14 @@ def test_an_exception_that_cannot_be_shown_is_told_all_the_same() -> None:
     cluster.kill()
 
 
+def test_what_a_node_put_out_before_it_failed_is_there(start_method: str) -> None:
+    """Several pipes full, and the last words behind them."""
+    cluster = Cluster("ring:2", Puppet, start_method=start_method).start()
+    with pytest.raises(NodeError, match="after the last one"):
+        cluster.command("N1", ["emit_and_fail", 300])
+    assert [int(str(record)) for _, _, record in cluster.outputs] == list(range(300))
+
+
 def test_a_kill_from_outside_while_idle_is_told(start_method: str) -> None:
     cluster = Cluster("ring:3", Puppet, start_method=start_method).start()
     os.kill(cluster.status()["nodes"]["N2"]["pid"], signal.SIGKILL)

@@ -26,6 +26,7 @@ from uuid import SafeUUID
 import pytest
 from conftest import is_dead, wait_until
 from nodes import (
+    Amplifier,
     Colour,
     Countdown,
     Doubler,
@@ -327,9 +328,12 @@ def test_big_states_arrive_whole(start_method: str, size: int) -> None:
     """Of several frames, and, above a megabyte, by way of a file without a name."""
     with Cluster("ring:2", Puppet, start_method=start_method) as cluster:
         cluster.command("N1", ["fill", "ballast", size])
+        open_before = cluster.command("N1", ["count_descriptors"])
         for _ in range(2):
             state = cluster.snapshot("N2").nodes["N1"].state
             assert state["ballast"] == bytes(range(256)) * (size // 256)
+        # A file that was read is given up; the word of that is on its way before this question.
+        assert cluster.command("N1", ["count_descriptors"]) == open_before
 
 
 def test_big_states_of_all_nodes_in_several_snapshots_at_once() -> None:
@@ -638,6 +642,18 @@ def test_an_endless_producer_waits_for_a_slow_consumer(start_method: str) -> Non
             assert channel["sent"] - channel["taken"] <= window + burst
         before = cluster.snapshot().nodes["N2"].state["got"]
         wait_until(lambda: cluster.snapshot().nodes["N2"].state["got"] >= before + window, "another window")
+
+
+def test_a_node_in_the_middle_waits_for_a_slow_consumer_too(start_method: str) -> None:
+    """It handles no message whose answers would find no room, and so those wait that send to it."""
+    window = 60
+    nodes: Any = {"N1": (Producer, {"burst": 1}), "N2": Amplifier, "N3": SlowConsumer}
+    with Cluster("line:3", nodes, window=window, start_method=start_method) as cluster:
+        wait_until(lambda: cluster.status()["channels"]["N2->N3"]["taken"] >= 3 * window, "three windows")
+        for _ in range(3):
+            snapshot = cluster.snapshot(timeout=5)
+            assert len(snapshot.channels["N1", "N2"]) <= window + 1
+            assert 0 < len(snapshot.channels["N2", "N3"]) <= window + 3
 
 
 def test_one_hook_may_overshoot_the_window_and_everything_arrives(start_method: str) -> None:

@@ -72,7 +72,8 @@ class Run(NamedTuple):
 @contextlib.contextmanager
 def running(command: list[str], witness: Path) -> Iterator[Run]:
     """Run a program in a session of its own; whatever happens, nothing of it is left."""
-    env = {**os.environ, "PYTHONPATH": str(HERE)}
+    paths = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     process = subprocess.Popen(
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
