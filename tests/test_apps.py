@@ -103,7 +103,7 @@ def test_each_pair_of_neighbours_is_measured_by_one_of_them(
     for output in outputs:
         assert output["n"] == 0
         assert output["record"].keys() == {"round_trips", "mean_us"}
-        assert output["record"]["round_trips"] > 10
+        assert output["record"]["round_trips"] >= 1
         assert 0 < output["record"]["mean_us"] < 300_000
 
 

@@ -173,12 +173,13 @@ class Conductor:
         if self._time_is_over(time.monotonic()):
             self.error = self.error or self._unfinished()
             return True
-        if self._plan.until_terminated:
-            # A probe that was abandoned cannot prove the end, and nothing says that the next one would.
-            return self._supervisor.terminated is not None or self.error is not None
         if self._script is not None:
             return self._script.done
-        return self._plan.limit is not None and self._begun >= self._plan.limit
+        if self._plan.limit and self._begun >= self._plan.limit:
+            return True
+        # A probe that was abandoned cannot prove the end, and nothing says that the next one would.
+        ended = self._supervisor.terminated is not None or self.error is not None
+        return self._plan.until_terminated and ended
 
     def _unfinished(self) -> SnapshotError | None:
         """Return what should have come to an end of its own when the time was over."""

@@ -185,7 +185,8 @@ def _plan(options: argparse.Namespace, topology: Topology, script: Script | None
     by_itself = script is not None or until_terminated
     every, limit, duration = options.snapshot_every, options.snapshots, options.duration
     if not asked:
-        every, limit = (None, 0) if by_itself else (DEFAULT_EVERY, None)
+        # A run shorter than that still takes one.
+        every, limit = (None, 0) if by_itself else (min(DEFAULT_EVERY, duration or DEFAULT_EVERY), None)
     if duration is None and limit is None and not by_itself:
         duration = DEFAULT_SECONDS
     given = [tuple(text.split(",")) for text in options.initiator]

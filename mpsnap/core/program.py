@@ -14,6 +14,7 @@ import difflib
 import fnmatch
 import importlib
 import importlib.util
+import inspect
 import sys
 from collections.abc import Iterable, Mapping
 from types import ModuleType
@@ -192,6 +193,9 @@ def assign(
     if type(offered.get("tokens")) is int:
         topology = topology.with_tokens(offered["tokens"])
     table = nodes if isinstance(nodes, Mapping) else {"*": nodes}
+    for key in table:
+        if not isinstance(key, str):
+            raise AppError(f"{key!r} in nodes is no name of a node", hint="a mapping of names or patterns to classes")
     # Once for each class and not for each node: a simulation may have a hundred thousand.
     choices = {key: _choose(spec, offered) for key, spec in table.items()}
     used: set[str] = set()
@@ -232,6 +236,7 @@ def _choose(spec: NodeSpec, offered: Mapping[str, Any]) -> _Choice:
         node_class, reference = what, reference_to(what)
     else:
         raise AppError(f"{what!r} is neither a Node class nor an import string")
+    _check_class(node_class, reference)
     names, required, any_name = parameters(node_class)
     params = {k: v for k, v in offered.items() if any_name or k in names} | dict(own)
     for name in sorted(params.keys() - names) if not any_name else ():
@@ -245,6 +250,20 @@ def _choose(spec: NodeSpec, offered: Mapping[str, Any]) -> _Choice:
     except CodecError as error:
         raise AppError(f"the parameters of {reference} are not plain data: {error.what}", where=error.where) from error
     return _Choice(reference, params, names, "tokens" in names)
+
+
+def _check_class(node_class: type[Node], reference: str) -> None:
+    """Refuse what would otherwise only show in a running node."""
+    if not isinstance(node_class.transient, (tuple, list, set, frozenset)):
+        raise AppError(f"transient of {reference} is {node_class.transient!r}", hint='a tuple: transient = ("name",)')
+    try:
+        codec_of(node_class)
+    except (CodecError, TypeError) as error:
+        raise AppError(f"types of {reference}: {error}") from error
+    try:
+        inspect.signature(node_class.setup).bind_partial(None, None)
+    except TypeError as error:
+        raise AppError(f"setup of {reference} does not take a context", hint="def setup(self, ctx, ...)") from error
 
 
 def _key_of(node: str, table: Mapping[str, NodeSpec]) -> str:

@@ -291,7 +291,7 @@ class Cluster:
             # A request may have ended it; what that brought about is still to be told.
             for event in self._supervisor.pump(0):
                 self._attend(event)
-        except Exception as error:
+        except BaseException as error:  # whoever waits for an answer must get one
             self._error = ClusterError(f"the supervisor failed: {type(error).__name__}: {error}")
             self._error.__cause__ = error
         finally:

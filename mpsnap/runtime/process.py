@@ -187,8 +187,9 @@ class NodeProcess(Driver):
         self._flush()
         self._tell("stopped")
         self._drain_results(None)
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
 
     def _fail(self, error: BaseException) -> NoReturn:
         try:

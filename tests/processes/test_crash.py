@@ -31,7 +31,7 @@ PROMPT_SECONDS = 1.0
 RAISING = next(
     f"{nodes.__file__}:{number}"
     for number, line in enumerate(Path(nodes.__file__).read_text().splitlines(), 1)
-    if "raise RuntimeError" in line
+    if "# the user's line" in line
 )
 
 # --- The crash matrix. ---

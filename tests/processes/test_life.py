@@ -210,8 +210,8 @@ def test_messages_of_a_channel_keep_their_order(start_method: str) -> None:
         assert [payload for _, payload in heard(cluster, "N2")] == payloads
 
 
-def test_a_payload_is_fixed_when_it_is_sent(start_method: str) -> None:
-    with Cluster("line:2", Fickle, start_method=start_method) as cluster:
+def test_a_payload_is_fixed_when_it_is_sent() -> None:
+    with Cluster("line:2", Fickle) as cluster:
         wait_until(lambda: len(cluster.snapshot().nodes["N2"].state["got"]) == 2, "both messages")
         assert cluster.snapshot().nodes["N2"].state["got"] == [[1], [1, 2]]
 
@@ -583,8 +583,16 @@ def test_what_nodes_log_and_print_stays_off_stdout(start_method: str) -> None:
         assert f"CHATTER {'on' if 'desc' in place else 'in'} {place}" in done.stderr
 
 
-@pytest.mark.parametrize("end", ["raise RuntimeError", "os.kill(os.getpid(), 9)", "os._exit(0)"])
-def test_what_a_node_printed_before_its_death_is_seen(start_method: str, end: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "end"),
+    [
+        ("fork", "raise RuntimeError"),
+        ("fork", "os._exit(0)"),
+        ("forkserver", "os.kill(os.getpid(), 9)"),
+        ("spawn", "raise RuntimeError"),
+    ],
+)
+def test_what_a_node_printed_before_its_death_is_seen(method: str, end: str) -> None:
     done = run_script(
         f"""
         import os
@@ -597,7 +605,7 @@ def test_what_a_node_printed_before_its_death_is_seen(start_method: str, end: st
 
         if __name__ == "__main__":
             try:
-                Cluster("line:1", Dying, start_method={start_method!r}).start()
+                Cluster("line:1", Dying, start_method={method!r}).start()
             except NodeError:
                 print("the document")
         """
@@ -606,9 +614,9 @@ def test_what_a_node_printed_before_its_death_is_seen(start_method: str, end: st
     assert done.stderr.count("the last thing it did") == 1
 
 
-def test_what_nodes_log_goes_to_whoever_watches(start_method: str) -> None:
+def test_what_nodes_log_goes_to_whoever_watches() -> None:
     done = run_script(
-        f"""
+        """
         from mpsnap import Context, Node
         from mpsnap.cli import main
 
@@ -617,8 +625,7 @@ def test_what_nodes_log_goes_to_whoever_watches(start_method: str) -> None:
                 ctx.log("one\\nline\\x1b[2J of " + ctx.name)
 
         if __name__ == "__main__":
-            sys.exit(main(["run", "__main__:Logging", "--topology", "ring:2", "--snapshots", "1", "--format", "json",
-                           "--start-method", {start_method!r}]))
+            sys.exit(main(["run", "__main__:Logging", "--topology", "ring:2", "--snapshots", "1", "--format", "json"]))
         """
     )
     assert done.returncode == 0, done.stderr
@@ -662,9 +669,9 @@ def test_one_hook_may_overshoot_the_window_and_everything_arrives(start_method: 
         wait_until(lambda: len(heard(cluster, "N2")) == 5000, "all messages")
 
 
-def test_nodes_that_wait_for_each_other_are_named(start_method: str) -> None:
-    with pytest.raises(ClusterDeadlock) as caught, Cluster("ring:2", Doubler, window=8, start_method=start_method) as c:
-        c.wait(timeout=30)
+def test_nodes_that_wait_for_each_other_are_named() -> None:
+    with pytest.raises(ClusterDeadlock) as caught, Cluster("ring:2", Doubler, window=8) as cluster:
+        cluster.wait(timeout=30)
     assert {"N1->N2->N1", "N2->N1->N2"} & set(caught.value.what.split())
     assert caught.value.hint
 
@@ -858,8 +865,7 @@ def test_fork_needs_no_main_guard_and_no_file() -> None:
         assert "3 nodes" in done.stdout
 
 
-@pytest.mark.parametrize("arguments", [(), ("-",), ("-i",)], ids=["stdin", "dash", "interactive"])
-@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+@pytest.mark.parametrize(("method", "arguments"), [("forkserver", ()), ("forkserver", ("-i",)), ("spawn", ("-",))])
 def test_a_class_typed_into_a_session_is_refused_before_anything_starts(
     method: str, arguments: tuple[str, ...]
 ) -> None:
