@@ -479,7 +479,19 @@ def test_snapshots_that_nodes_begin_are_shown_too(tmp_path: Path) -> None:
         """,
     )
     document = mpsnap(
-        *("run", "app.py:Begins", "--topology", "ring:3", "--duration", "0.4", "--format", "json"), cwd=tmp_path
+        *(
+            "run",
+            "app.py:Begins",
+            "--topology",
+            "ring:3",
+            "--duration",
+            "0.4",
+            "--snapshot-every",
+            "9",
+            "--format",
+            "json",
+        ),
+        cwd=tmp_path,
     ).document
     (snapshot,) = document["snapshots"]
     assert snapshot["initiators"] == ["N2"]

@@ -133,7 +133,8 @@ class Conductor:
         waits = [_IDLE_SECONDS]
         if self._script is not None:
             waits.append(self._script.due - now)
-        if self._wants_snapshots() and self._plan.every is not None:
+        has_room = self._supervisor.open_snapshots < self._plan.concurrent
+        if self._wants_snapshots() and self._plan.every is not None and has_room:
             waits.append(self._due - now)
         if self._plan.duration is not None:
             waits.append(self.started + self._plan.duration - now)
@@ -157,7 +158,8 @@ class Conductor:
             self._supervisor.trigger(next(self._initiators))
             self._begun += 1
         if plan.every is not None and room > 0:
-            self._due += plan.every
+            # No debt: what could not be begun in time is left out.
+            self._due = max(self._due + plan.every, now)
 
     def _time_is_over(self, now: float) -> bool:
         return self._plan.duration is not None and now - self.started >= self._plan.duration

@@ -19,6 +19,7 @@ from typing import NoReturn
 from mpsnap import __version__
 from mpsnap.cli import run
 from mpsnap.core.errors import AppError, ConsistencyError, InputError, MpsnapError, NodeError, one_line
+from mpsnap.runtime.preflight import secure_standard_streams
 
 EXIT_DONE, EXIT_VIOLATED, EXIT_USAGE, EXIT_UNDECIDED, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -61,7 +62,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Carry out one command and return its exit status."""
-    _secure_standard_streams()
+    secure_standard_streams()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A state may hold what the terminal's encoding has no character for.
+        sys.stdout.reconfigure(errors="backslashreplace")
     options = _parse(argv)
     try:
         result: run.Result = options.carry_out(options)
@@ -86,22 +90,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             result.error, options.debug, EXIT_VIOLATED if isinstance(result.error, ConsistencyError) else EXIT_UNDECIDED
         )
     return EXIT_INTERRUPTED if result.interrupted else status
-
-
-def _secure_standard_streams() -> None:
-    for fd in (0, 1, 2):
-        try:
-            os.fstat(fd)
-        except OSError:
-            # Closed. The first pipe of the cluster would get its number, and nodes put their stdout in its place.
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
-    if sys.stdout is None:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A state may hold what the terminal's encoding has no character for.
-        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

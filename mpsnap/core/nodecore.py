@@ -356,6 +356,9 @@ class NodeCore:
         # Not in on_start: a restored node has its timers already, and would get each a second time.
         if self._hook not in _MAY_SEND:
             raise self._not_now("set timers")
+        # A bool, a Fraction or a numpy number would come into the snapshot as it is.
+        seconds = float(seconds)
+        period = None if period is None else seconds
         if not (math.isfinite(seconds) and (seconds >= 0 if period is None else seconds > 0)):
             raise ValueError(f"a timer of {self.name} cannot wait for {seconds!r} seconds")
         if not callable(getattr(self._node, method, None)):

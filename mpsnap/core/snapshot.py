@@ -313,7 +313,7 @@ def check_invariants(snapshot: GlobalSnapshot, invariants: Iterable[Invariant]) 
         cut = f"snapshot {snapshot.number} ({snapshot.id})"
         try:
             holds = bool(invariant(snapshot))
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # `pytest.fail` and `sys.exit` raise what is no Exception
             raise InvariantError(f"invariant {name} raised on {cut}: {type(error).__name__}: {error}") from error
         if not holds:
             raise InvariantError(f"invariant {name} is false on {cut}")

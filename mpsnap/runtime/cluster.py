@@ -7,7 +7,7 @@ run: whatever it wants goes to the supervisor as a request, carried out in that 
 from __future__ import annotations
 
 import atexit
-import contextlib
+import logging
 import multiprocessing
 import os
 import sys
@@ -20,12 +20,20 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, TypeVar
 
-from mpsnap.core.errors import AppError, ClusterError, InvariantError, MpsnapError
+from mpsnap.core.errors import (
+    AppError,
+    ClusterError,
+    ConsistencyError,
+    InputError,
+    InvariantError,
+    MpsnapError,
+)
 from mpsnap.core.events import (
     ClusterStarted,
     ClusterStopped,
     Emitted,
     Event,
+    Logged,
     Replied,
     SnapshotAbandoned,
     SnapshotCompleted,
@@ -39,10 +47,15 @@ from mpsnap.runtime.supervisor import SNAPSHOT_SECONDS, STOP_SECONDS, WINDOW, Su
 
 T = TypeVar("T")
 
+#: Where a cluster says what nobody asked for: what nodes log, and snapshots that were abandoned.
+LOGGER = logging.getLogger("mpsnap")
+
 #: Snapshots that `Cluster.snapshots` keeps.
 KEPT = 100
 #: How long the pump sleeps when it has nothing to do; requests ring a bell.
 _IDLE_SECONDS = 60.0
+#: How long the exit of a program waits for a cluster that it has left running.
+EXIT_SECONDS = 10.0
 #: How long nodes may take to stop when the body of the `with` has failed.
 IMPATIENT_STOP_SECONDS = 1.0
 
@@ -89,6 +102,8 @@ class Cluster:
         allow_threads: bool = False,
     ) -> None:
         _refuse_to_start_in_a_node()
+        if snapshot_every is not None and not snapshot_every > 0:
+            raise InputError(f"snapshot_every is {snapshot_every!r}, not a positive number of seconds")
         if isinstance(topology, str):
             topology = parse_topology(topology)
         self.topology, programs = assign(topology, nodes, params)
@@ -112,8 +127,13 @@ class Cluster:
         self._replies: dict[int, Future[object]] = {}
         self._requests: deque[Callable[[], None]] = deque()
         self._kept: deque[GlobalSnapshot] = deque(maxlen=KEPT)
+        self._abandoned: deque[MpsnapError] = deque(maxlen=KEPT)
+        #: Why probes for termination did not complete.
+        self._undecided: list[MpsnapError] = []
+        #: The periodic snapshot that is open.
+        self._periodic: SnapshotId | None = None
         self._outputs: list[tuple[str, int, object]] = []
-        #: Held for, and notified of, every change of the three below.
+        #: Notified of every change of the three below.
         self._changed = threading.Condition()
         self._started = False
         self._ended = False
@@ -199,10 +219,16 @@ class Cluster:
             of its classes ends in no other way.
 
         Raises:
+            SnapshotError: Whether it has ended cannot be told: a snapshot taken to find out was abandoned.
             ClusterError: The cluster has failed.
         """
-        self._wait_for(lambda: self._supervisor.terminated is not None or self._ended, timeout)
+        told = len(self._undecided)
+        self._wait_for(
+            lambda: self._supervisor.terminated is not None or len(self._undecided) > told or self._ended, timeout
+        )
         self._raise_error()
+        if len(self._undecided) > told and self._supervisor.terminated is None:
+            raise self._undecided[-1]
         return self._supervisor.terminated
 
     def status(self) -> dict[str, Any]:
@@ -219,6 +245,11 @@ class Cluster:
     def snapshots(self) -> list[GlobalSnapshot]:
         """The newest snapshots, at most 100, in the order in which they completed."""
         return list(self._kept)
+
+    @property
+    def abandoned(self) -> list[MpsnapError]:
+        """Why snapshots that no call waited for did not complete, the newest 100; each was logged as a warning too."""
+        return list(self._abandoned)
 
     @property
     def outputs(self) -> list[tuple[str, int, object]]:
@@ -238,14 +269,19 @@ class Cluster:
             try:
                 future.set_result(act())
             except BaseException as error:
-                future.set_exception(error)
+                # That it has ended is no news; why it has is.
+                because = self._error if isinstance(error, ClusterError) else None
+                future.set_exception(because or error)
 
-        with self._changed:
-            if self._ended or not self._thread.is_alive():
-                self._raise_error()
-                raise ClusterError(f"the cluster is {self._supervisor.state}", hint="with Cluster(...) as cluster:")
-            self._requests.append(carry_out)
-            self._supervisor.ring()
+        if self._thread.ident is None:
+            raise ClusterError("the cluster is not started", hint="with Cluster(...) as cluster:")
+        if threading.current_thread() is self._thread:
+            raise ClusterError("an invariant cannot ask its own cluster", hint="looking at the snapshot it is given")
+        # No lock: a signal handler may stop the cluster while its own thread is just here.
+        self._requests.append(carry_out)
+        self._supervisor.ring()
+        if self._ended:
+            self._refuse_the_rest()
         return future
 
     def _begin_snapshot(self, initiators: tuple[str, ...], timeout: float | None) -> Future[GlobalSnapshot]:
@@ -262,9 +298,7 @@ class Cluster:
         if self._thread.ident is None:
             self._supervisor.close()
             return
-        # It may have ended already, which is what is wanted; why it did, _raise_error tells.
-        with contextlib.suppress(MpsnapError):
-            self._request(how)
+        self._request(how)
         self._thread.join()
 
     def _wait_for(self, holds: Callable[[], bool], timeout: float | None = None) -> None:
@@ -285,8 +319,7 @@ class Cluster:
                 while self._requests:
                     self._requests.popleft()()
                 self._take_turn()
-                pause = min(_IDLE_SECONDS, max(0.0, self._next_snapshot - time.monotonic()))
-                for event in self._supervisor.pump(pause):
+                for event in self._supervisor.pump(self._pause()):
                     self._attend(event)
             # A request may have ended it; what that brought about is still to be told.
             for event in self._supervisor.pump(0):
@@ -295,23 +328,30 @@ class Cluster:
             self._error = ClusterError(f"the supervisor failed: {type(error).__name__}: {error}")
             self._error.__cause__ = error
         finally:
-            # First, so that nobody rings the bell while it is closed and its number goes to another file.
-            with self._changed:
-                self._ended = True
-                self._changed.notify_all()
             try:
                 self._supervisor.close()
             finally:
-                # Last, for a supervisor that still ran would accept what is left and never see to it.
+                with self._changed:
+                    self._ended = True
+                    self._changed.notify_all()
+                # After that, for whoever asks from now on sees to it alone.
                 self._refuse_the_rest()
 
+    def _pause(self) -> float:
+        if self._every is None or self._supervisor.state != "running" or self._periodic is not None:
+            return _IDLE_SECONDS
+        return min(_IDLE_SECONDS, max(0.0, self._next_snapshot - time.monotonic()))
+
     def _take_turn(self) -> None:
-        if self._every is None or time.monotonic() < self._next_snapshot or self._supervisor.state != "running":
+        """Begin the next periodic snapshot if it is time and the one before is done: they must not pile up."""
+        if self._every is None or self._supervisor.state != "running" or self._periodic is not None:
             return
-        self._next_snapshot = time.monotonic() + self._every
-        initiator = self.topology.nodes[self._turns % len(self.topology.nodes)]
-        self._turns += 1
-        self._supervisor.trigger([initiator])
+        now = time.monotonic()
+        if now >= self._next_snapshot:
+            self._next_snapshot = now + self._every
+            initiator = self.topology.nodes[self._turns % len(self.topology.nodes)]
+            self._turns += 1
+            self._periodic = self._supervisor.trigger([initiator])
 
     def _attend(self, event: Event) -> None:
         if isinstance(event, ClusterStarted):
@@ -321,9 +361,9 @@ class Cluster:
         elif isinstance(event, SnapshotCompleted):
             self._complete(event.snapshot)
         elif isinstance(event, SnapshotAbandoned):
-            future = self._awaited.pop(event.snapshot_id, None)
-            if future is not None:
-                future.set_exception(event.error)
+            self._abandon(event)
+        elif isinstance(event, Logged):
+            LOGGER.info("%s: %s", event.node, event.text)
         elif isinstance(event, Replied):
             self._replies.pop(event.ticket).set_result(event.value)
         elif isinstance(event, Emitted):
@@ -334,29 +374,53 @@ class Cluster:
             self._changed.notify_all()
 
     def _complete(self, snapshot: GlobalSnapshot) -> None:
+        self._periodic = None if snapshot.id == self._periodic else self._periodic
+        self._kept.append(snapshot)
         future = self._awaited.pop(snapshot.id, None)
         try:
             check_invariants(snapshot, self._invariants)
         except InvariantError as error:
             self._error = self._error or error
+            self._supervisor.kill()
             if future is not None:
                 future.set_exception(error)
-            self._supervisor.kill()
             return
-        self._kept.append(snapshot)
         if future is not None:
             future.set_result(snapshot)
 
+    def _abandon(self, event: SnapshotAbandoned) -> None:
+        self._periodic = None if event.snapshot_id == self._periodic else self._periodic
+        future = self._awaited.pop(event.snapshot_id, None)
+        if future is not None:
+            future.set_exception(event.error)
+        elif self._supervisor.state == "running":
+            # Nobody waits for this one, and still somebody must hear of it.
+            LOGGER.warning("%s", event.error)
+            self._abandoned.append(event.error)
+            if event.number is None:
+                self._undecided.append(event.error)
+        if isinstance(event.error, ConsistencyError):
+            self._error = self._error or event.error
+            self._supervisor.kill()
+
     def _refuse_the_rest(self) -> None:
+        """Answer everything that is still asked, now that the cluster has ended; from several threads at once."""
+        # Taken out one by one: another thread may be at it too.
+        while (refuse := _taken(self._requests.popleft)) is not None:
+            refuse()  # by the supervisor, each in its own words
         reason = self._error or ClusterError("the cluster has stopped")
-        futures: list[Future[Any]] = [*self._awaited.values(), *self._replies.values()]
-        for future in futures:
-            future.set_exception(reason)
-        self._awaited.clear()
-        self._replies.clear()
-        while self._requests:
-            # Refused by the supervisor, each in its own words.
-            self._requests.popleft()()
+        while (awaited := _taken(self._awaited.popitem)) is not None:
+            awaited[1].set_exception(reason)
+        while (reply := _taken(self._replies.popitem)) is not None:
+            reply[1].set_exception(reason)
+
+
+def _taken(take: Callable[[], T]) -> T | None:
+    """Return what `take` finds, None if there is nothing left."""
+    try:
+        return take()
+    except LookupError:
+        return None
 
 
 def _kill_the_living() -> None:
@@ -364,12 +428,16 @@ def _kill_the_living() -> None:
 
     Their daemon threads would be frozen half-way by the end of the interpreter, with semaphores not given back.
     """
-    for cluster in list(_living):
-        cluster.kill()
+    for cluster in [cluster for cluster in _living if cluster._thread.ident is not None]:
+        cluster._request(cluster._supervisor.kill)
+        # Bounded: an invariant may hang in that thread, and the program must be able to end. The nodes die with it.
+        cluster._thread.join(EXIT_SECONDS)
 
 
 _living: weakref.WeakSet[Cluster] = weakref.WeakSet()
 atexit.register(_kill_the_living)
+# They are not the child's to end; and a lock of theirs may have been held when it was forked.
+os.register_at_fork(after_in_child=_living.clear)
 
 
 def _refuse_to_start_in_a_node() -> None:

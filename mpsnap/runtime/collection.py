@@ -40,6 +40,8 @@ class Collection:
         #: Parts that have come in, by node.
         self.parts: dict[str, LocalSnapshot] = {}
         #: When it was given up: the sources whose marker each node still awaited, None if it had not recorded.
+        #: How many commands had been given to nodes when it began.
+        self.disturbances = 0
         self.answers: dict[str, tuple[str, ...] | None] = {}
 
     def add(self, local: LocalSnapshot) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import multiprocessing.process
 import os
 import select
 import signal
@@ -93,8 +94,7 @@ class Incarnation:
         try:
             self._make_channels()
             if context.get_start_method() == "forkserver":
-                # Not with signals held: it would pass that on to every process it ever starts, other people's too.
-                forkserver.ensure_running()
+                _start_forkserver()
             with _signals_held():
                 for node in topology.nodes:
                     self._spawn(node, programs, seed, window)
@@ -157,7 +157,8 @@ class Incarnation:
             write.close()
         for endpoints in self.nodes.values():
             os.close(endpoints.pidfd)
-        # The nodes are not this process's; it must not end them when it exits.
+        # The nodes are not this process's; it must not end them when it exits, as multiprocessing does with children.
+        _children().difference_update(each.process for each in self.nodes.values())
         self.nodes.clear()
 
     def _release_for(self, node: str) -> None:
@@ -187,10 +188,16 @@ class Incarnation:
 
     def status(self, node: str) -> str:
         """Return the exit status of a dead node in words."""
-        process = self.nodes[node].process
-        # The pidfd fires before the status can be reaped, so wait for the reaping.
-        process.join(timeout=FENCE_SECONDS)
-        return status_in_words(process.exitcode, self._context.get_start_method())
+        self._reap(self.nodes[node])
+        return status_in_words(self.nodes[node].process.exitcode, self._context.get_start_method())
+
+    def _reap(self, endpoints: Endpoints) -> None:
+        """Collect the status of a dead process."""
+        if self._context.get_start_method() == "forkserver" or not _ended(endpoints.pidfd):
+            endpoints.process.join(timeout=FENCE_SECONDS)
+        else:
+            # With a timeout it would wait for the end of a pipe that whatever the node has forked still holds.
+            endpoints.process.join()
 
     def kill(self) -> None:
         """Fence: kill every node, also a stopped one, and return when none is left.
@@ -215,8 +222,13 @@ class Incarnation:
             return
         self._closed = True
         for endpoints in self.nodes.values():
-            endpoints.process.join(timeout=FENCE_SECONDS)
-            endpoints.process.close()
+            self._reap(endpoints)
+            try:
+                endpoints.process.close()
+            except ValueError:
+                # Somebody who ignores SIGCHLD, or waits for any child, has taken the status. The pidfd has told the
+                # death, and multiprocessing would wait for this process at every exit and every start.
+                _children().discard(endpoints.process)
             os.close(endpoints.pidfd)
         for queue in [*self._queues.values(), *self._results.values()]:
             close_reader(queue)
@@ -226,6 +238,14 @@ class Incarnation:
             write.close()
         for kept in (self.nodes, self._queues, self._results, self._control, self._life):
             kept.clear()
+
+
+def _start_forkserver() -> None:
+    # Not with signals held: it would pass that on to every process it ever starts, other people's too.
+    try:
+        forkserver.ensure_running()
+    except OSError as error:
+        raise ClusterError(f"the forkserver could not be started: {error}", hint="start method spawn") from error
 
 
 @contextlib.contextmanager
@@ -254,6 +274,12 @@ def _kill_leftovers() -> None:
 
 _living: weakref.WeakSet[Incarnation] = weakref.WeakSet()
 atexit.register(_kill_leftovers)
+
+
+def _children() -> set[BaseProcess]:
+    """Return the processes for which multiprocessing feels responsible; it has no public way to let one go."""
+    children: set[BaseProcess] = multiprocessing.process._children  # type: ignore[attr-defined]
+    return children
 
 
 def _ended(pidfd: int) -> bool:

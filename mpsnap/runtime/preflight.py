@@ -82,6 +82,23 @@ def check(context: BaseContext, topology: Topology, *, allow_threads: bool) -> N
         )
 
 
+def secure_standard_streams() -> None:
+    """Put the null device where stdin, stdout or stderr is closed.
+
+    Otherwise the first pipe of the cluster gets its number, and nodes, which put stderr in the place of their stdout,
+    write what their hooks print into it.
+    """
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+
+
 def _forkserver_obstacle(topology: Topology) -> str | None:
     if sys.version_info < (3, 10, 9):
         return "before Python 3.10.9 any local user can run code through its socket (CVE-2022-42919)"

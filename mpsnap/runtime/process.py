@@ -16,6 +16,7 @@ Rules a maintainer keeps:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -55,6 +56,8 @@ RESULT_BACKLOG_BYTES = 1 << 20
 STAGING_BYTES = 1 << 20
 #: How long a failing node tries to get its last words out.
 LAST_WORDS_SECONDS = 2.0
+
+LONGEST_WAIT_SECONDS = 3600.0
 
 #: Exit statuses of a node.
 EXIT_STOPPED = 0
@@ -113,7 +116,8 @@ class NodeProcess(Driver):
         self._out_taken_slots = {dst: spec.board.taken_slot(Channel(spec.name, dst)) for dst in self._senders}
         self._in_taken_slots = {src: spec.board.taken_slot(Channel(src, spec.name)) for src in self._receivers}
         #: Per outbound channel, the message number up to which its window is surely less than half full.
-        self._horizon = dict.fromkeys(self._senders, spec.window // 2)
+        self._low_mark = max(1, spec.window // 2)
+        self._horizon = dict.fromkeys(self._senders, self._low_mark - 1)
         #: Outbound channels beyond their horizon.
         self._crowded: set[str] = set()
         #: Outbound channels whose window is full, and since when; when they are next reported.
@@ -188,7 +192,8 @@ class NodeProcess(Driver):
         self._tell("stopped")
         self._drain_results(None)
         for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
+            # A program may run without them, and a hook may have closed them; the node has stopped all the same.
+            with contextlib.suppress(AttributeError, ValueError, OSError):
                 stream.flush()
 
     def _fail(self, error: BaseException) -> NoReturn:
@@ -228,7 +233,8 @@ class NodeProcess(Driver):
         wanted = self._core.wants(sources=room > 1) if room else None
         if wanted == 0.0:
             return 0.0
-        waits = [] if wanted is None else [max(0.0, wanted - time.monotonic())]
+        # No longer than the kernel takes: a timer may be months away.
+        waits = [] if wanted is None else [min(LONGEST_WAIT_SECONDS, max(0.0, wanted - time.monotonic()))]
         if room < 2:
             waits.append(WINDOW_POLL_SECONDS)
         return min(waits) if waits else None
@@ -265,9 +271,8 @@ class NodeProcess(Driver):
 
     def _room(self) -> int:
         """Return 2 if any hook may run, 1 if only the handling of what has arrived may, 0 if none may."""
-        if self._results.backlog_bytes > RESULT_BACKLOG_BYTES:
-            return 0
-        room = 2
+        # Every channel is looked at, whatever else stops the hooks: a channel that opened must not be called full.
+        room = 0 if self._results.backlog_bytes > RESULT_BACKLOG_BYTES else 2
         window = self._spec.window
         for dst in tuple(self._crowded):
             taken = self._words[self._out_taken_slots[dst]]
@@ -279,17 +284,19 @@ class NodeProcess(Driver):
                     self._next_report = self._full[dst] + REPORT_SECONDS
                 continue
             self._full.pop(dst, None)
-            if on_the_way < window // 2:
+            if on_the_way < self._low_mark:
                 self._crowded.remove(dst)
-                self._horizon[dst] = taken + window // 2
+                self._horizon[dst] = taken + self._low_mark - 1
             else:
                 room = min(room, 1)
         return room
 
     def _report_full_channels(self) -> None:
+        # The time first and then the look: what is full now was full then, however long the two are apart.
         now = time.monotonic()
         if now >= self._next_report:
             self._next_report = now + REPORT_SECONDS
+            self._room()
             self._tell("blocked", now, self._full)
 
     # ------------------------------------------------------------------- input

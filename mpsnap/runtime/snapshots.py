@@ -72,6 +72,9 @@ class Snapshots:
         self._triggered: dict[str, int] = {}
         self._numbers = 0
         self._probing = False
+        #: Commands that are not answered, and how many there ever were: no cut sees them on their way to a node.
+        self._commands = 0
+        self._disturbances = 0
         #: A cut that proves that nothing can happen any more, once there is one.
         self.terminated: GlobalSnapshot | None = None
 
@@ -90,6 +93,18 @@ class Snapshots:
         """From now on look for a cut that proves termination; only that one is told of."""
         self._probing = True
         self._deadlines.set("probe", PROBE_SECONDS[0], self._probe)
+
+    def disturb(self) -> None:
+        """Note that a command is on its way: until it is answered, and for cuts begun before it, nothing is over."""
+        self._commands += 1
+        self._disturbances += 1
+        if self.terminated is not None:
+            self.terminated = None
+            self._deadlines.set("probe", PROBE_SECONDS[0], self._probe)
+
+    def settle(self) -> None:
+        """Note that a command was answered."""
+        self._commands -= 1
 
     def _probe(self) -> None:
         if self.terminated is None:
@@ -115,6 +130,7 @@ class Snapshots:
             self._happened(SnapshotInitiated(number, snapshot_id, initiators))
         seconds = self._timeout if timeout is None else timeout
         collection = Collection(number, snapshot_id, initiators, time.monotonic(), seconds)
+        collection.disturbances = self._disturbances
         self._open[snapshot_id] = collection
         self._deadlines.set(snapshot_id, seconds, lambda: self._give_up(collection))
         return collection
@@ -181,14 +197,16 @@ class Snapshots:
             self._close(collection, error)
             return
         self._close(collection, None)
-        if probe and not snapshot.terminated:
+        undisturbed = self._commands == 0 and collection.disturbances == self._disturbances
+        terminated = snapshot.terminated and undisturbed
+        if probe and not terminated:
             low, high = PROBE_SECONDS
             pause = max(low, min(high, PROBE_FACTOR * (time.monotonic() - collection.began)))
             self._deadlines.set("probe", pause, self._probe)
             return
         if probe:
             self._numbers += 1
-        if snapshot.terminated and self._probing and self.terminated is None:
+        if terminated and self._probing and self.terminated is None:
             self.terminated = snapshot
             self._deadlines.cancel("probe")
         self._happened(SnapshotCompleted(snapshot))

@@ -20,12 +20,13 @@ from __future__ import annotations
 import os
 import selectors
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
 from typing import Any
 
-from mpsnap.core.errors import ClusterDeadlock, ClusterError, MpsnapError, NodeError
+from mpsnap.core.errors import ClusterDeadlock, ClusterError, InputError, MpsnapError, NodeError
 from mpsnap.core.events import (
     ClusterStarted,
     ClusterStopped,
@@ -91,6 +92,10 @@ class Supervisor:
         self.error: MpsnapError | None = None
         #: Something to say about how the cluster is run, or None.
         self.notice: str | None = None
+        if not (isinstance(window, int) and window >= 2):
+            # With one, sources would use it up, and messages could not be handled for want of room for an answer.
+            raise InputError(f"window is {window!r}, not a whole number of messages from 2 on")
+        preflight.secure_standard_streams()
         self._context, self.notice = preflight.choose_context(start_method, topology)
         preflight.check(self._context, topology, allow_threads=allow_threads)
         self._programs = programs
@@ -106,6 +111,7 @@ class Supervisor:
         #: Made by `start`: an object that was never started holds nothing that has to be given back.
         self._selector: selectors.DefaultSelector
         self._bell = -1
+        self._bell_lock = threading.RLock()
         self._events: list[Event] = []
         self._ready: set[str] = set()
         self._stopped: set[str] = set()
@@ -215,7 +221,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         try:
-            self._incarnation = Incarnation(
+            incarnation = Incarnation(
                 self._incarnation_number,
                 self.topology,
                 self._programs,
@@ -223,14 +229,20 @@ class Supervisor:
                 seed=self.seed,
                 window=self._window,
             )
+            if self.ended:
+                # A signal handler or another thread has stopped it meanwhile, and could not know of the processes yet.
+                incarnation.kill()
+                incarnation.close()
+                raise ClusterError("the cluster was stopped while it started")
+            self._incarnation = incarnation
+            self._selector.register(self._bell, selectors.EVENT_READ, ("bell", ""))
+            for node, endpoints in incarnation.nodes.items():
+                self._selector.register(endpoints.results.fd, selectors.EVENT_READ, ("results", node))
+                self._selector.register(endpoints.pidfd, selectors.EVENT_READ, ("died", node))
+            self._deadlines.set("ready", READY_SECONDS, self._not_ready)
         except BaseException:
             self.close()
             raise
-        self._selector.register(self._bell, selectors.EVENT_READ, ("bell", ""))
-        for node, endpoints in self._incarnation.nodes.items():
-            self._selector.register(endpoints.results.fd, selectors.EVENT_READ, ("results", node))
-            self._selector.register(endpoints.pidfd, selectors.EVENT_READ, ("died", node))
-        self._deadlines.set("ready", READY_SECONDS, self._not_ready)
 
     def pump(self, timeout: float) -> list[Event]:
         """Wait at most `timeout` seconds for anything to happen, see to it, and return what happened.
@@ -248,9 +260,12 @@ class Supervisor:
         return events
 
     def ring(self) -> None:
-        """Make `pump` return soon; safe from any thread and signal handler, not during `close`."""
-        if self._bell >= 0:
-            os.eventfd_write(self._bell, 1)
+        """Make `pump` return soon; safe at any time from any thread and signal handler."""
+        # Held by `close` too: the number of a closed descriptor soon belongs to another file. Reentrant, since a signal
+        # handler may ring while its thread rings.
+        with self._bell_lock:
+            if self._bell >= 0:
+                os.eventfd_write(self._bell, 1)
 
     def trigger(self, initiators: Iterable[str] = (), timeout: float | None = None) -> SnapshotId:
         """Begin one snapshot at all of `initiators`, and at those needed to reach every node.
@@ -275,8 +290,10 @@ class Supervisor:
         self._require_running("send a command")
         if node not in self._node_codecs:
             raise ClusterError(f"there is no node {node}")
+        encoded = self._node_codecs[node].encode(command, where="command")
         self._tickets += 1
-        self._tell(node, "command", self._tickets, self._node_codecs[node].encode(command, where="command"))
+        self._snapshots.disturb()
+        self._tell(node, "command", self._tickets, encoded)
         return self._tickets
 
     def stop(self, seconds: float = STOP_SECONDS) -> None:
@@ -299,10 +316,11 @@ class Supervisor:
     def close(self) -> None:
         """Leave nothing behind, whatever the state; the object is of no use afterwards."""
         self.kill()
-        if self._bell >= 0:
-            self._selector.close()
-            bell, self._bell = self._bell, -1
-            os.close(bell)
+        with self._bell_lock:
+            if self._bell >= 0:
+                self._selector.close()
+                bell, self._bell = self._bell, -1
+                os.close(bell)
 
     # ---------------------------------------------------------------- attending
 
@@ -483,6 +501,7 @@ class Supervisor:
         self._happened(Emitted(node, n, self._node_codecs[node].reader().decode(record)))
 
     def _on_replied(self, node: str, ticket: int, value: bytes) -> None:
+        self._snapshots.settle()
         self._happened(Replied(ticket, node, self._node_codecs[node].reader().decode(value)))
 
     def _on_logged(self, node: str, text: str) -> None:

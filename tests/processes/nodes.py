@@ -12,6 +12,7 @@ import resource
 import signal
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass, field
 from enum import Enum
@@ -382,3 +383,40 @@ def always_false(snapshot: GlobalSnapshot) -> bool:
 
 def raises(snapshot: GlobalSnapshot) -> bool:
     raise LookupError("no such thing")
+
+
+class Uncapturable(Node):
+    """Hold something that no codec can keep, from the first idle call on."""
+
+    def on_idle(self, ctx: Context) -> None:
+        self.lock = threading.Lock()
+
+
+class UncapturableAndEnding(Uncapturable):
+    """Nobody can prove that it has ended."""
+
+    endless = False
+
+
+class WorksOnCommand(Node):
+    """Do nothing but what a command says: add one here and at every neighbour."""
+
+    endless = False
+
+    def setup(self, ctx: Context) -> None:
+        self.n = 0
+
+    def on_command(self, ctx: Context, command: str) -> None:
+        self.n += 1
+        ctx.broadcast(1)
+
+    def on_message(self, ctx: Context, sender: str, payload: int) -> None:
+        self.n += payload
+
+
+class Endless(Node):
+    """Send as long as there is room."""
+
+    def on_idle(self, ctx: Context) -> bool:
+        ctx.broadcast(0)
+        return True

@@ -120,7 +120,7 @@ def test_a_stopped_cluster_says_so(start_method: str) -> None:
 
 def test_a_cluster_that_is_not_started_says_so() -> None:
     cluster = Cluster("ring:2", Puppet)
-    with pytest.raises(ClusterError, match="new"):
+    with pytest.raises(ClusterError, match="not started"):
         cluster.snapshot()
     cluster.stop()
 
@@ -149,6 +149,37 @@ def test_two_clusters_run_side_by_side() -> None:
         other.command("N1", ["send", "N2", "to other"])
         wait_until(lambda: heard(one, "N2") and heard(other, "N2"), "both messages")
         assert (heard(one, "N2"), heard(other, "N2")) == ([("N1", "to one")], [("N1", "to other")])
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_nodes_do_not_depend_on_the_thread_that_started_them(start_method: str) -> None:
+    cluster = Cluster("ring:2", Puppet, start_method=start_method, allow_threads=True)
+    (started,) = at_once(cluster.start)
+    assert started is cluster
+    cluster.snapshot().verify()
+    (snapshot,) = at_once(cluster.snapshot)
+    snapshot.verify()
+    cluster.stop()
+
+
+def test_a_child_of_the_program_ends_without_touching_the_cluster() -> None:
+    """What a fork inherits is not its own to end, however it exits."""
+    done = run_script(
+        """
+        import os
+        from mpsnap import Cluster
+        from nodes import Puppet
+
+        if __name__ == "__main__":
+            with Cluster("ring:2", Puppet, start_method="spawn") as cluster:
+                child = os.fork()
+                if not child:
+                    sys.exit(7)
+                print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+                print(cluster.snapshot().verified)
+        """
+    )
+    assert done.stdout == "7\nTrue\n", done.stderr
 
 
 def test_the_status_tells_without_asking_the_nodes(start_method: str) -> None:
@@ -910,8 +941,12 @@ def test_a_supervisor_that_fails_leaves_nobody_waiting(monkeypatch: pytest.Monke
     late: list[Future[Future[GlobalSnapshot]]] = []
 
     def pump(timeout: float) -> list[object]:
-        # A request of this very moment: nobody will look at it in the usual way.
-        late.append(cluster._request(lambda: cluster._begin_snapshot((), None)))
+        # A request of this very moment, by another thread: nobody will look at it in the usual way.
+        asking = threading.Thread(
+            target=lambda: late.append(cluster._request(lambda: cluster._begin_snapshot((), None)))
+        )
+        asking.start()
+        asking.join()
         raise RuntimeError("seeded")
 
     monkeypatch.setattr(cluster._supervisor, "pump", pump)
@@ -919,7 +954,7 @@ def test_a_supervisor_that_fails_leaves_nobody_waiting(monkeypatch: pytest.Monke
         cluster.snapshot()
     with pytest.raises(ClusterError, match="seeded"):
         cluster.stop()
-    with pytest.raises(ClusterError, match="ended"):
+    with pytest.raises(ClusterError, match="seeded"):
         late[0].result(timeout=0)
     assert all(map(is_dead, pids))
 

@@ -1,0 +1,124 @@
+"""What nobody waits for, what must not be asked, and what a program may do to a cluster without harm."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import wait_until
+from nodes import Endless, Puppet, Uncapturable, UncapturableAndEnding, WorksOnCommand
+
+from mpsnap import Cluster, GlobalSnapshot, InputError, InvariantError, SnapshotError
+
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(60)]
+
+
+def test_a_periodic_snapshot_that_fails_is_logged_and_kept(caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody waits for it, and still it must not vanish."""
+    with Cluster("ring:2", Uncapturable, snapshot_every=0.01) as cluster:
+        wait_until(lambda: len(cluster.abandoned) >= 2, "two abandoned snapshots")
+        assert all("lock" in str(error) for error in cluster.abandoned)
+    assert any("could not be captured" in record.getMessage() for record in caplog.records)
+
+
+def test_waiting_for_the_end_of_what_cannot_be_captured_is_an_error() -> None:
+    with Cluster("ring:2", UncapturableAndEnding) as cluster, pytest.raises(SnapshotError, match="lock"):
+        cluster.wait(30)
+
+
+def test_periodic_snapshots_do_not_pile_up() -> None:
+    with Cluster("ring:2", Puppet, snapshot_every=0.001, snapshot_timeout=60) as cluster:
+        wait_until(lambda: len(cluster.snapshots) >= 3, "three snapshots")
+        for node in cluster.status()["nodes"].values():
+            os.kill(node["pid"], signal.SIGSTOP)
+        wait_until(lambda: len(cluster.status()["snapshots"]) == 1, "one open snapshot")
+        assert len(cluster.status()["snapshots"]) == 1
+        for node in cluster.status()["nodes"].values():
+            os.kill(node["pid"], signal.SIGCONT)
+
+
+@pytest.mark.parametrize("raising", [lambda _: sys.exit(0), lambda _: pytest.fail("seeded")])
+def test_an_invariant_may_raise_what_is_no_exception(raising: Callable[[GlobalSnapshot], object]) -> None:
+    cluster = Cluster("ring:2", Puppet, invariants=[raising]).start()
+    with pytest.raises(InvariantError):
+        cluster.snapshot()
+    cluster.kill()
+
+
+def test_an_invariant_that_asks_its_own_cluster_is_told_so() -> None:
+    """It runs in the thread that would have to answer."""
+    clusters: list[Cluster] = []
+    clusters.append(Cluster("ring:2", Puppet, invariants=[lambda _: clusters[0].status()]))
+    clusters[0].start()
+    with pytest.raises(InvariantError, match="cannot ask its own cluster"):
+        clusters[0].snapshot()
+    clusters[0].kill()
+
+
+def test_a_proof_of_termination_does_not_outlive_a_command() -> None:
+    """A command begins new work; the cut that proves its end holds what it did."""
+    with Cluster("ring:2", WorksOnCommand) as cluster:
+        first = cluster.wait(30)
+        assert first is not None
+        assert first.nodes["N1"].state == {"n": 0}
+        cluster.command("N1", "work")
+        last = cluster.wait(30)
+        assert last is not None
+        assert (last.nodes["N1"].state, last.nodes["N2"].state) == ({"n": 1}, {"n": 1})
+
+
+@pytest.mark.parametrize("wrong", [{"window": 1}, {"window": 1.5}, {"snapshot_every": 0}])
+def test_numbers_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        Cluster("ring:2", Puppet, **wrong)
+
+
+def test_a_window_of_two_messages_is_enough() -> None:
+    """Slow, but it never closes for good."""
+    with Cluster("ring:2", Endless, window=2) as cluster:
+        wait_until(lambda: cluster.snapshot().nodes["N1"].sent["N2"] >= 20, "twenty messages")
+
+
+def test_a_timer_may_be_months_away() -> None:
+    with Cluster("ring:2", Puppet) as cluster:
+        cluster.command("N1", ["after", 90 * 86400.0, "later"])
+        assert cluster.command("N1", ["echo", 1]) == 1
+        assert cluster.snapshot().nodes["N1"].timers[0].remaining > 89 * 86400
+
+
+def test_a_program_that_ignores_the_end_of_children_can_stop(start_method: str) -> None:
+    """The kernel then throws exit statuses away; the pidfd still tells the death."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        with Cluster("ring:2", Puppet, start_method=start_method) as cluster:
+            cluster.snapshot().verify()
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_a_process_that_the_program_forks_leaves_the_nodes_alone(start_method: str, tmp_path: Path) -> None:
+    """It has a copy of everything, and exits like any program."""
+    script = f"""
+    import os
+    from mpsnap import Cluster, Node
+    class Still(Node):
+        pass
+    if __name__ == "__main__":
+        with Cluster("ring:2", Still, start_method="{start_method}") as cluster:
+            child = os.fork()
+            if child == 0:
+                raise SystemExit(7)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+            cluster.snapshot().verify()
+            print("well")
+    """
+    (tmp_path / "program.py").write_text(textwrap.dedent(script))
+    done = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=50)
+    assert done.stdout == "well\n", done.stderr
