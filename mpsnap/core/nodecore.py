@@ -360,7 +360,7 @@ class NodeCore:
         seconds = float(seconds)
         period = None if period is None else seconds
         if not (math.isfinite(seconds) and (seconds >= 0 if period is None else seconds > 0)):
-            raise ValueError(f"a timer of {self.name} cannot wait for {seconds!r} seconds")
+            raise ValueError(f"a timer of {self.name} cannot wait for {seconds:g} seconds")
         if not callable(getattr(self._node, method, None)):
             raise ValueError(f"a timer of {self.name} names no method: {type(self._node).__name__}.{method}")
         if self._finished:

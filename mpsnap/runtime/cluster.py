@@ -54,6 +54,8 @@ LOGGER = logging.getLogger("mpsnap")
 KEPT = 100
 #: How long the pump sleeps when it has nothing to do; requests ring a bell.
 _IDLE_SECONDS = 60.0
+#: How long a caller waits for the thread to give its last descriptors back.
+JOIN_SECONDS = 1.0
 #: How long the exit of a program waits for a cluster that it has left running.
 EXIT_SECONDS = 10.0
 #: How long nodes may take to stop when the body of the `with` has failed.
@@ -299,7 +301,17 @@ class Cluster:
             self._supervisor.close()
             return
         self._request(how)
-        self._thread.join()
+        while not self._ended:
+            self._thread.join(0.05)
+        self._join()
+
+    def _join(self) -> None:
+        """Wait for the thread, which is through with everything but its bell.
+
+        Bounded: in a signal handler that has come just between the two halves of a ring, it would wait for ever, since
+        the thread waits for the ring to end.
+        """
+        self._thread.join(JOIN_SECONDS)
 
     def _wait_for(self, holds: Callable[[], bool], timeout: float | None = None) -> None:
         with self._changed:
@@ -307,7 +319,7 @@ class Cluster:
 
     def _raise_error(self) -> None:
         if self._ended:
-            self._thread.join()
+            self._join()
         if self._error is not None:
             raise self._error
 
@@ -329,13 +341,14 @@ class Cluster:
             self._error.__cause__ = error
         finally:
             try:
-                self._supervisor.close()
+                self._supervisor.kill()
             finally:
-                with self._changed:
-                    self._ended = True
-                    self._changed.notify_all()
-                # After that, for whoever asks from now on sees to it alone.
+                # No process is left. Whoever asks from now on sees to it alone.
+                self._ended = True
                 self._refuse_the_rest()
+                with self._changed:
+                    self._changed.notify_all()
+                self._supervisor.close()
 
     def _pause(self) -> float:
         if self._every is None or self._supervisor.state != "running" or self._periodic is not None:

@@ -420,3 +420,30 @@ class Endless(Node):
     def on_idle(self, ctx: Context) -> bool:
         ctx.broadcast(0)
         return True
+
+
+class Forking(Node):
+    """Leave a process behind that lives on; it is not multiprocessing's and nobody's child in the end."""
+
+    def on_command(self, ctx: Context, command: str) -> int:
+        pid = os.fork()
+        if pid == 0:
+            signal.pause()
+            os._exit(0)
+        return pid
+
+
+class Reporting(Node):
+    """Pass messages back and forth and take snapshots of a large state."""
+
+    def setup(self, ctx: Context) -> None:
+        self.ballast = b"x" * 900_000
+        self.n = 0
+        for _ in range(4):
+            ctx.broadcast(0)
+
+    def on_message(self, ctx: Context, sender: str, payload: int) -> None:
+        self.n += 1
+        ctx.send(sender, payload)
+        if ctx.name == "N1" and self.n in (10, 20, 30, 40):
+            ctx.snapshot()

@@ -7,13 +7,16 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from conftest import wait_until
-from nodes import Endless, Puppet, Uncapturable, UncapturableAndEnding, WorksOnCommand
+from nodes import Endless, Forking, Puppet, Reporting, Uncapturable, UncapturableAndEnding, WorksOnCommand
 
 from mpsnap import Cluster, GlobalSnapshot, InputError, InvariantError, SnapshotError
 
@@ -122,3 +125,80 @@ def test_a_process_that_the_program_forks_leaves_the_nodes_alone(start_method: s
     (tmp_path / "program.py").write_text(textwrap.dedent(script))
     done = subprocess.run([sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=50)
     assert done.stdout == "well\n", done.stderr
+
+
+SIGNALLED = """
+import os, signal, sys, threading
+from mpsnap import Cluster, Node
+class Still(Node):
+    pass
+def leave(number, frame):
+    cluster.stop()
+    raise SystemExit(7)
+if __name__ == "__main__":
+    cluster = Cluster("complete:4", Still, start_method=sys.argv[1])
+    signal.signal(signal.SIGTERM, leave)
+    if sys.argv[2] == "starting":
+        threading.Timer(0.01, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    cluster.start()
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    while True:
+        cluster.status()
+"""
+
+
+@pytest.mark.parametrize("moment", ["starting", "running"])
+def test_a_signal_handler_may_stop_the_cluster_at_any_moment(start_method: str, moment: str, tmp_path: Path) -> None:
+    """It runs in the thread that is just starting the cluster, or just asking it something."""
+    (tmp_path / "program.py").write_text(SIGNALLED)
+    command = [sys.executable, "program.py", start_method, moment]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=50)
+    assert done.returncode in (7, 1), done.stderr
+    if done.returncode == 1:
+        assert "ClusterError" in done.stderr or "PreflightError" in done.stderr, done.stderr
+    assert not [each for each in psutil.process_iter(["cwd"]) if each.info["cwd"] == str(tmp_path)]
+
+
+def test_what_a_hook_forked_does_not_hold_up_the_end(start_method: str) -> None:
+    """It keeps the pipe open by which multiprocessing waits for the end of a child."""
+    with Cluster("ring:2", Forking, start_method=start_method) as cluster:
+        pids = [cluster.command(node, "fork") for node in cluster.topology.nodes]
+        began = time.monotonic()
+        cluster.stop()
+        # Each of the two would have taken five seconds.
+        assert time.monotonic() - began < 4.5
+    for pid in pids:
+        assert isinstance(pid, int)
+        os.kill(pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&- <&-"])
+def test_a_program_without_standard_streams_runs_and_stops(closed: str, tmp_path: Path) -> None:
+    script = """
+    from mpsnap import Cluster, Node
+    class Talks(Node):
+        def on_idle(self, ctx):
+            print("in the way", flush=True)
+            ctx.broadcast("x" * 1000)
+    if __name__ == "__main__":
+        with Cluster("ring:2", Talks) as cluster:
+            for _ in range(5):
+                cluster.snapshot().verify()
+        open("well", "w").close()
+    """
+    (tmp_path / "program.py").write_text(textwrap.dedent(script))
+    subprocess.run(f"exec {sys.executable} program.py {closed}", shell=True, cwd=tmp_path, timeout=50, check=True)
+    assert (tmp_path / "well").exists()
+
+
+def test_a_slow_supervisor_is_no_deadlock() -> None:
+    """Nodes pause for want of room in their result queues; channels that have opened meanwhile are not called full."""
+    waited: list[bool] = []
+
+    def slow(snapshot: GlobalSnapshot) -> bool:
+        if not waited:
+            waited.append(threading.Event().wait(3))
+        return True
+
+    with Cluster("ring:2", Reporting, window=10, invariants=[slow]) as cluster:
+        wait_until(lambda: len(cluster.snapshots) >= 4, "four snapshots", seconds=40)
