@@ -277,6 +277,8 @@ class Cluster:
 
         if self._thread.ident is None:
             raise ClusterError("the cluster is not started", hint="with Cluster(...) as cluster:")
+        if self._in_a_fork():
+            raise ClusterError("the cluster belongs to the process that this one was forked from")
         if threading.current_thread() is self._thread:
             raise ClusterError("an invariant cannot ask its own cluster", hint="looking at the snapshot it is given")
         # No lock: a signal handler may stop the cluster while its own thread is just here.
@@ -300,10 +302,15 @@ class Cluster:
         if self._thread.ident is None:
             self._supervisor.close()
             return
-        self._request(how)
-        while not self._ended:
-            self._thread.join(0.05)
-        self._join()
+        if not self._in_a_fork():
+            self._request(how)
+            while not self._ended:
+                self._thread.join(0.05)
+            self._join()
+
+    def _in_a_fork(self) -> bool:
+        """Whether this is a process forked from the one that has the cluster: here is no thread and no node."""
+        return not self._thread.is_alive() and not self._ended
 
     def _join(self) -> None:
         """Wait for the thread, which is through with everything but its bell.
