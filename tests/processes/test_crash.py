@@ -511,7 +511,7 @@ def test_no_folder_for_a_big_state_costs_the_snapshot_and_not_the_cluster() -> N
         (["send", "N9", 1], "no channel to 'N9'"),
         (["send_oddly", "N2"], "Fraction"),
         (["emit_oddly"], "Fraction"),
-        (["after", -1.0], "-1.0"),
+        (["after", -1.0], "cannot wait for -1"),
         (["unknown"], "do_unknown"),
     ],
 )
