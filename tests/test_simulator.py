@@ -32,7 +32,9 @@ class Reference:
         self.delays = delays
         self.time = 0
         self.tokens = dict(topology.tokens)
-        self.channels: dict[tuple[str, str], list[tuple[int, str, int]]] = {(c.src, c.dst): [] for c in topology.channels}
+        self.channels: dict[tuple[str, str], list[tuple[int, str, int]]] = {}
+        for channel in topology.channels:
+            self.channels[channel] = []
         self.snapshots: list[dict[str, Any]] = []
 
     def push(self, src: str, dst: str, kind: str, value: int) -> None:
