@@ -228,12 +228,19 @@ if __name__ == "__main__":
     with running(line, tmp_path) as run:
         assert run.process.stdout is not None
         forked, _, *nodes = map(int, run.process.stdout.readline().split())
+        wait_until(lambda: bool(psutil.Process(forked).children()), "the second generation")
+        everyone = run.everyone()
+        generations = [psutil.Process(forked), *psutil.Process(forked).children(recursive=True)]
         run.process.kill()
         wait_until(lambda: all(map(is_dead, nodes)), "the nodes to follow their supervisor", ORPHAN_SECONDS)
         assert not is_dead(forked)
-        os.killpg(run.process.pid, signal.SIGKILL)
+        for process in generations:
+            process.kill()
+        wait_until(lambda: all_dead(everyone), "everything to end")
         _, err = run.ends()
-        assert err == ""
+        # The resource tracker says that it has cleared up; no process had anything to complain of.
+        assert "Traceback" not in err
+        assert "Exception ignored" not in err
 
 
 @pytest.mark.parametrize("method", METHODS)
