@@ -215,10 +215,13 @@ from nodes import Puppet
 
 if __name__ == "__main__":
     with Cluster("ring:2", Puppet, start_method=sys.argv[1]) as cluster:
+        reading, writing = os.pipe()
         forked = os.fork()
         if not forked:
             os.fork()  # as many generations as it likes
+            os.write(writing, b"x")
             signal.pause()
+        os.read(reading, 1), os.read(reading, 1)
         run = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
         print(forked, run.pid, *[node["pid"] for node in cluster.status()["nodes"].values()], flush=True)
         cluster.wait()
@@ -228,7 +231,6 @@ if __name__ == "__main__":
     with running(line, tmp_path) as run:
         assert run.process.stdout is not None
         forked, _, *nodes = map(int, run.process.stdout.readline().split())
-        wait_until(lambda: bool(psutil.Process(forked).children()), "the second generation")
         everyone = run.everyone()
         generations = [psutil.Process(forked), *psutil.Process(forked).children(recursive=True)]
         run.process.kill()
