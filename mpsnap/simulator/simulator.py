@@ -25,9 +25,12 @@ import heapq
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 
 from mpsnap.core.codec import Codec
 from mpsnap.core.errors import MpsnapError, SnapshotError
+from mpsnap.core.history import Entry
+from mpsnap.core.journal import EntryJournal, JournaledCore
 from mpsnap.core.nodecore import Driver, NodeCore
 from mpsnap.core.program import Program, codec_of
 from mpsnap.core.protocol import LocalSnapshot, Marker, SnapshotId
@@ -147,6 +150,7 @@ class Simulator:
         delays: How late each item is.
         seed: Of the nodes' random numbers.
         ticks_per_second: How many ticks the seconds of a timer take.
+        log: Gets every entry of the event log, causes before effects; None for none.
 
     Example:
         >>> simulator = Simulator(topology, programs, random_delays(7, 5))   # doctest: +SKIP
@@ -163,6 +167,7 @@ class Simulator:
         *,
         seed: int = 0,
         ticks_per_second: int = 1,
+        log: Callable[[Entry], None] | None = None,
     ) -> None:
         self.topology = topology
         self.time = 0
@@ -193,6 +198,8 @@ class Simulator:
         self._known: dict[SnapshotId, tuple[int, tuple[str, ...]]] = {}
         self._triggered: dict[str, int] = {}
         self._tickets = 0
+        self._log = log
+        self._told = 0
         self._build(programs, seed)
 
     def _build(self, programs: Mapping[str, Program], seed: int) -> None:
@@ -209,7 +216,7 @@ class Simulator:
             self._sources.append(source)
             reference = programs[name].reference
             self._codecs[name] = codecs[reference]
-            core = NodeCore(
+            core = self._core_class(name)(
                 name,
                 classes[reference](),
                 inbound=self.topology.inbound(name),
@@ -230,6 +237,17 @@ class Simulator:
         for rank, name in enumerate(self._names):
             self._cores[rank].start(dict(programs[name].params))
             self._note(rank)
+
+    def _core_class(self, name: str) -> Callable[..., NodeCore]:
+        if self._log is None:
+            return NodeCore
+        return partial(JournaledCore, journal=EntryJournal(name, self._codecs[name], lambda: self.time, self._log))
+
+    def _tell(self, event: str, **fields: object) -> None:
+        """Note what is nobody's event but the cluster's."""
+        if self._log is not None:
+            self._log(Entry(None, self._told, self.time, event, fields))
+            self._told += 1
 
     def _clock(self) -> float:
         return self.time / self._ticks_per_second
@@ -370,6 +388,8 @@ class Simulator:
         if snapshot_id not in self._known:
             self._known[snapshot_id] = (len(self._known), initiators)
             self._parts[snapshot_id] = {}
+            number = self._known[snapshot_id][0]
+            self._tell("initiated", number=number, snapshot=str(snapshot_id), initiators=list(initiators))
         return self._known[snapshot_id][0]
 
     def collect(self, local: LocalSnapshot) -> None:
@@ -383,4 +403,5 @@ class Simulator:
             initiators = self._known[local.snapshot_id][1]
             snapshot = GlobalSnapshot(number, local.snapshot_id, initiators, self.topology, parts, self._codecs)
             snapshot.verify()
+            self._tell("completed", number=number, snapshot=str(local.snapshot_id), verified=True)
             self.snapshots[number] = snapshot

@@ -1,0 +1,163 @@
+"""A node that keeps a journal: the same `NodeCore`, with each of its events noted where it happens.
+
+This module owns which events are noted and in which order. It must not know where a journal is kept.
+
+A node without a journal is a plain `NodeCore`, so that what is not wanted costs nothing at all. What comes in
+(messages, markers, commands, timers) is noted by `JournaledCore` before it acts, what goes out by the driver around the
+real one before it leaves: so a log that breaks off never holds an effect without its cause.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+from mpsnap.core.codec import Codec, Encoded
+from mpsnap.core.errors import MpsnapError
+from mpsnap.core.history import VALUES, Entry, error_shown, value_shown
+from mpsnap.core.nodecore import Driver, NodeCore
+from mpsnap.core.protocol import LocalSnapshot, Marker, SnapshotId
+from mpsnap.core.snapshot import Captured
+
+
+class Journal(ABC):
+    """Where a node's events are kept; `mpsnap.core.history` has their names and fields.
+
+    The two that come with every message have methods of their own: at that rate a dict for each is too slow.
+    """
+
+    @abstractmethod
+    def sent(self, dst: str, number: int, payload: object) -> None:
+        """Note that message `number` leaves for `dst`; the payload is fixed."""
+
+    @abstractmethod
+    def received(self, src: str) -> None:
+        """Note that the node's code gets the next message from `src`."""
+
+    @abstractmethod
+    def note(self, event: str, **fields: Any) -> None:
+        """Note any other event; a field that is a value of the user's is `Encoded`."""
+
+
+class EntryJournal(Journal):
+    """Make an `Entry` of each event at once, for a driver that counts time in its own way.
+
+    Args:
+        node: The node's name.
+        codec: Of its values.
+        clock: The time of an entry.
+        keep: Gets every entry.
+    """
+
+    def __init__(self, node: str, codec: Codec, clock: Callable[[], float], keep: Callable[[Entry], None]) -> None:
+        self._node = node
+        self._codec = codec
+        self._clock = clock
+        self._keep = keep
+        self._count = 0
+        self._received: dict[str, int] = {}
+
+    def sent(self, dst: str, number: int, payload: object) -> None:
+        self.note("sent", to=dst, number=number, payload=payload)
+
+    def received(self, src: str) -> None:
+        number = self._received[src] = self._received.get(src, 0) + 1
+        self.note("received", **{"from": src, "number": number})
+
+    def note(self, event: str, **fields: Any) -> None:
+        for name in VALUES.keys() & fields.keys():
+            fields[name] = value_shown(fields[name], self._codec, VALUES[name])
+        self._keep(Entry(self._node, self._count, self._clock(), event, fields))
+        self._count += 1
+
+
+class JournaledCore(NodeCore):
+    """Run one node's hooks and note what happens."""
+
+    def __init__(self, name: str, *args: Any, journal: Journal, driver: Driver, **kwargs: Any) -> None:
+        super().__init__(name, *args, driver=_JournaledDriver(driver, journal), **kwargs)
+        self._journal = journal
+        #: What is being recorded and whose marker caused it; None while nothing is: a dry capture is no record.
+        self._cause: tuple[SnapshotId, str | None] | None = None
+
+    def receive_marker(self, src: str, marker: Marker) -> None:
+        """See a marker from `src`."""
+        text = str(marker.snapshot_id)
+        self._journal.note("marker received", **{"from": src, "snapshot": text, "number": marker.sent})
+        if marker.snapshot_id in self.protocol.open_channels():
+            self._journal.note("closed", **{"from": src, "snapshot": text})
+        self._cause = marker.snapshot_id, src
+        super().receive_marker(src, marker)
+        self._cause = None
+
+    def initiate(self, snapshot_id: SnapshotId) -> None:
+        """Record spontaneously."""
+        self._cause = snapshot_id, None
+        super().initiate(snapshot_id)
+        self._cause = None
+
+    def command(self, ticket: int, command: bytes) -> None:
+        """Queue an encoded command for `on_command`; the reply bears the same ticket."""
+        self._journal.note("command", value=Encoded(command))
+        super().command(ticket, command)
+
+    def _handle(self, src: str, payload: object) -> None:
+        self._journal.received(src)
+        super()._handle(src, payload)
+
+    def _run_timer(self) -> None:
+        self._journal.note("timer", method=self._timers[0][3])
+        super()._run_timer()
+
+    def _capture(self) -> Captured:
+        captured = super()._capture()
+        if self._cause is not None:
+            snapshot_id, src = self._cause
+            text = str(snapshot_id)
+            self._journal.note("recorded", **{"snapshot": text, "from": src, "state": Encoded(captured.state)})
+            if src is not None:
+                self._journal.note("closed", **{"from": src, "snapshot": text})
+        return captured
+
+
+class _JournaledDriver(Driver):
+    """Pass everything on to the real driver, and note what is an event."""
+
+    def __init__(self, driver: Driver, journal: Journal) -> None:
+        self._driver = driver
+        self._journal = journal
+
+    def send(self, dst: str, number: int, payload: object) -> None:
+        self._journal.sent(dst, number, payload)
+        self._driver.send(dst, number, payload)
+
+    def send_marker(self, dst: str, marker: Marker) -> None:
+        self._journal.note("marker sent", to=dst, snapshot=str(marker.snapshot_id), number=marker.sent)
+        self._driver.send_marker(dst, marker)
+
+    def initiated(self, snapshot_id: SnapshotId) -> None:
+        self._driver.initiated(snapshot_id)
+
+    def report(self, local: LocalSnapshot) -> None:
+        channels = {src: [state.first, len(state.payloads)] for src, state in local.channels.items()}
+        self._journal.note("reported", snapshot=str(local.snapshot_id), channels=channels)
+        self._driver.report(local)
+
+    def refused(self, snapshot_id: SnapshotId, error: MpsnapError) -> None:
+        self._journal.note("refused", snapshot=str(snapshot_id), error=error_shown(error))
+        self._driver.refused(snapshot_id, error)
+
+    def emit(self, n: int, record: bytes) -> None:
+        self._journal.note("output", n=n, record=Encoded(record))
+        self._driver.emit(n, record)
+
+    def reply(self, ticket: int, value: bytes) -> None:
+        self._driver.reply(ticket, value)
+
+    def log(self, text: str) -> None:
+        self._journal.note("log", text=text)
+        self._driver.log(text)
+
+    def phase(self, phase: str) -> None:
+        self._driver.phase(phase)
