@@ -23,7 +23,6 @@ import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +31,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.queues import Queue
 from typing import IO, Any, NoReturn
 
+from mpsnap.core.blame import blame
 from mpsnap.core.errors import ClusterError, MpsnapError, SnapshotError, one_line
 from mpsnap.core.nodecore import Driver, NodeCore
 from mpsnap.core.program import Program, codec_of, load_node_class
@@ -199,7 +199,7 @@ class NodeProcess(Driver):
     def _fail(self, error: BaseException) -> NoReturn:
         try:
             self._publish_counts()
-            self._tell("failed", self._phase_in_words(), *_describe(error))
+            self._tell("failed", self._phase_in_words(), *blame(error))
             self._drain_results(LAST_WORDS_SECONDS)
         finally:
             os._exit(EXIT_FAILED)
@@ -369,8 +369,8 @@ class NodeProcess(Driver):
         self._tell("staged", str(local.snapshot_id), file.fileno(), len(data), sha256(data).digest())
 
     def refused(self, snapshot_id: SnapshotId, error: MpsnapError) -> None:
-        what, where, hint, _ = _describe(error)
-        self._tell("refused", str(snapshot_id), what, where, hint)
+        blamed = blame(error)
+        self._tell("refused", str(snapshot_id), blamed.what, blamed.where, blamed.hint)
 
     def emit(self, n: int, record: bytes) -> None:
         self._tell("emitted", n, record)
@@ -397,31 +397,3 @@ def _stage(data: bytes) -> IO[bytes]:
         file.close()
         raise
     return file
-
-
-def _describe(error: BaseException) -> tuple[str, str | None, str | None, str]:
-    """Return what, where, hint and traceback of an error as plain text."""
-    # An exception's own __str__ may raise; the formatter of tracebacks copes with that.
-    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    line = _user_line(error)
-    if isinstance(error, MpsnapError):
-        if line is None or error.where is None or error.what.startswith(error.where):
-            return error.what, line or error.where, error.hint, text
-        return f"{error.where}: {error.what}", line, error.hint, text
-    summary = "".join(traceback.format_exception_only(type(error), error)).strip()
-    return one_line(summary.splitlines()[0] if summary else type(error).__name__), line, None, text
-
-
-def _user_line(error: BaseException) -> str | None:
-    """Return file:line of the innermost frame that is neither ours nor the standard library's: the user's own line."""
-    package = os.path.dirname(os.path.dirname(__file__)) + os.sep
-    apps = os.path.join(package, "apps") + os.sep
-    place = None
-    for frame in traceback.extract_tb(error.__traceback__):
-        ours = frame.filename.startswith((package, os.path.dirname(os.__file__), "<frozen"))
-        if not ours or frame.filename.startswith(apps):
-            place = f"{frame.filename}:{frame.lineno}"
-    if place is None and error.__cause__ is not None:
-        # A capture that raised is told by an error of ours, whose cause knows the line.
-        return _user_line(error.__cause__)
-    return place

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Mapping
 from hashlib import sha256
 from typing import Any
 
+from mpsnap.core.blame import Blame, node_error
 from mpsnap.core.errors import ClusterDeadlock, ClusterError, InputError, MpsnapError, NodeError
 from mpsnap.core.events import (
     ClusterStarted,
@@ -394,16 +395,8 @@ class Supervisor:
         self._end(ClusterError(f"{len(late)} nodes were not ready within {READY_SECONDS:g} s: {doing}", where=late[0]))
 
     def _on_failed(self, node: str, phase: str, what: str, where: str | None, hint: str | None, traceback: str) -> None:
-        error = NodeError(
-            f"{node} failed in {phase}: {what}",
-            node=node,
-            phase=phase,
-            status="exit status 1",
-            traceback=traceback,
-            where=where or node,
-            hint=hint,
-        )
-        self._end(error)
+        blamed = Blame(what, where, hint, traceback)
+        self._end(node_error(node, phase, blamed, "exit status 1"))
 
     def _on_stopped(self, node: str) -> None:
         self._stopped.add(node)

@@ -26,10 +26,13 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from typing import NamedTuple
 
+from mpsnap.core.blame import blame, node_error
 from mpsnap.core.codec import Codec
-from mpsnap.core.errors import MpsnapError, SnapshotError
-from mpsnap.core.history import Entry
+from mpsnap.core.errors import MpsnapError, SnapshotError, one_line
+from mpsnap.core.events import Emitted, Event, Logged, SnapshotAbandoned, SnapshotCompleted, SnapshotInitiated
+from mpsnap.core.history import Entry, error_shown
 from mpsnap.core.journal import EntryJournal, JournaledCore
 from mpsnap.core.nodecore import Driver, NodeCore
 from mpsnap.core.program import Program, codec_of
@@ -129,16 +132,25 @@ class _Source(Driver):
         self._simulator.collect(local)
 
     def refused(self, snapshot_id: SnapshotId, error: MpsnapError) -> None:
-        raise error
+        self._simulator.abandon(snapshot_id, error)
 
     def emit(self, n: int, record: bytes) -> None:
-        self._simulator.outputs.append((self.name, n, record))
+        codec = self._simulator.codecs[self.name].reader()
+        self._simulator.tell(Emitted(self.name, n, codec.decode(record)))
 
     def reply(self, ticket: int, value: bytes) -> None:
         self._simulator.replies[ticket] = value
 
     def log(self, text: str) -> None:
-        self._simulator.logged.append((self._simulator.time, self.name, text))
+        self._simulator.tell(Logged(self.name, one_line(text)))
+
+
+class _Known(NamedTuple):
+    """A snapshot that was heard of: its number, who begins it, and the tick of that."""
+
+    number: int
+    initiators: tuple[str, ...]
+    begun: int
 
 
 class Simulator:
@@ -150,6 +162,7 @@ class Simulator:
         delays: How late each item is.
         seed: Of the nodes' random numbers.
         ticks_per_second: How many ticks the seconds of a timer take.
+        audience: Hears what happens: snapshots, records, what nodes log.
         log: Gets every entry of the event log, causes before effects; None for none.
 
     Example:
@@ -167,6 +180,7 @@ class Simulator:
         *,
         seed: int = 0,
         ticks_per_second: int = 1,
+        audience: Callable[[Event], None] = lambda event: None,
         log: Callable[[Entry], None] | None = None,
     ) -> None:
         self.topology = topology
@@ -175,16 +189,15 @@ class Simulator:
         self.deliveries = 0
         #: Completed snapshots by number, verified.
         self.snapshots: dict[int, GlobalSnapshot] = {}
-        self.outputs: list[tuple[str, int, bytes]] = []
         self.replies: dict[int, bytes] = {}
-        self.logged: list[tuple[int, str, str]] = []
+        self.tell = audience
         self.delay = delays
         self._ticks_per_second = ticks_per_second
         self._names = sorted(topology.nodes)
         self._sources: list[_Source] = []
         self._cores: list[NodeCore] = []
         self._rank = {name: rank for rank, name in enumerate(self._names)}
-        self._codecs: dict[str, Codec] = {}
+        self.codecs: dict[str, Codec] = {}
         #: Channels by the tick at which their head becomes due, and a heap of these ticks.
         self._buckets: dict[int, list[_Channel]] = {}
         self._ticks: list[int] = []
@@ -195,11 +208,11 @@ class Simulator:
         self._alarms: list[tuple[int, int]] = []
         #: Parts of open snapshots; numbers and initiators of all.
         self._parts: dict[SnapshotId, dict[str, LocalSnapshot]] = {}
-        self._known: dict[SnapshotId, tuple[int, tuple[str, ...]]] = {}
+        self._known: dict[SnapshotId, _Known] = {}
         self._triggered: dict[str, int] = {}
         self._tickets = 0
         self._log = log
-        self._told = 0
+        self._noted = 0
         self._build(programs, seed)
 
     def _build(self, programs: Mapping[str, Program], seed: int) -> None:
@@ -215,7 +228,7 @@ class Simulator:
             source = _Source(self, name, rank)
             self._sources.append(source)
             reference = programs[name].reference
-            self._codecs[name] = codecs[reference]
+            self.codecs[name] = codecs[reference]
             core = self._core_class(name)(
                 name,
                 classes[reference](),
@@ -234,20 +247,18 @@ class Simulator:
                 channel = _Channel(source, rank, source.name, self._rank[dst])
                 source.channels.append(channel)
                 source.by_name[dst] = channel
-        for rank, name in enumerate(self._names):
-            self._cores[rank].start(dict(programs[name].params))
-            self._note(rank)
+        try:
+            for rank, name in enumerate(self._names):
+                self._cores[rank].start(dict(programs[name].params))
+                self._remember(rank)
+        except BaseException as error:
+            self._blame(error)
+            raise
 
     def _core_class(self, name: str) -> Callable[..., NodeCore]:
         if self._log is None:
             return NodeCore
-        return partial(JournaledCore, journal=EntryJournal(name, self._codecs[name], lambda: self.time, self._log))
-
-    def _tell(self, event: str, **fields: object) -> None:
-        """Note what is nobody's event but the cluster's."""
-        if self._log is not None:
-            self._log(Entry(None, self._told, self.time, event, fields))
-            self._told += 1
+        return partial(JournaledCore, journal=EntryJournal(name, self.codecs[name], lambda: self.time, self._log))
 
     def _clock(self) -> float:
         return self.time / self._ticks_per_second
@@ -268,10 +279,14 @@ class Simulator:
     def command(self, node: str, command: object) -> object:
         """Give a command, plain data, to a node's `on_command` now and return the reply."""
         self._tickets += 1
-        codec, rank = self._codecs[node], self._rank[node]
+        codec, rank = self.codecs[node], self._rank[node]
         self._cores[rank].command(self._tickets, codec.encode(command, where="command"))
-        self._cores[rank].step(sources=False)
-        self._note(rank)
+        try:
+            self._cores[rank].step(sources=False)
+        except BaseException as error:
+            self._blame(error)
+            raise
+        self._remember(rank)
         return codec.decode(self.replies.pop(self._tickets))
 
     def advance(self, ticks: int) -> None:
@@ -298,14 +313,51 @@ class Simulator:
             self.time = following - 1
             self.tick()
 
+    def stop(self) -> None:
+        """End in an orderly way: `on_stop` of every node, in the order of names.
+
+        Raises:
+            NodeError: A hook raised.
+        """
+        try:
+            for core in self._cores:
+                core.stop()
+        except BaseException as error:
+            self._blame(error)
+            raise
+
+    @property
+    def open_snapshots(self) -> int:
+        """How many snapshots have begun and are not complete."""
+        return len(self._parts)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is in flight and no node has anything to do: nothing can ever happen again by itself."""
+        return self._next_time() is None
+
+    @property
+    def totals(self) -> tuple[int, int]:
+        """How many messages were sent and received so far."""
+        protocols = [core.protocol for core in self._cores]
+        return sum(sum(p.sent.values()) for p in protocols), sum(sum(p.received.values()) for p in protocols)
+
     def tick(self) -> None:
-        """Let one tick pass."""
+        """Let one tick pass.
+
+        Raises:
+            NodeError: A hook raised.
+        """
         self.time += 1
         self._find_due()
-        if self._active:
-            self._deliver()
-        if self._restless or self._alarms:
-            self._run_sources()
+        try:
+            if self._active:
+                self._deliver()
+            if self._restless or self._alarms:
+                self._run_sources()
+        except BaseException as error:
+            self._blame(error)
+            raise
 
     def _next_time(self) -> int | None:
         """Return the next tick at which anything can happen, None if nothing ever can."""
@@ -340,7 +392,7 @@ class Simulator:
             if number:
                 core.deliver(channel.src, number, payload)
                 if core.idle_wanted or core.next_timer is not None:
-                    self._note(channel.target)
+                    self._remember(channel.target)
             else:
                 assert isinstance(payload, Marker)
                 core.receive_marker(channel.src, payload)
@@ -354,13 +406,13 @@ class Simulator:
             core = self._cores[rank]
             while core.next_timer is not None and core.next_timer <= self._clock():
                 core.step(sources=True)
-            self._note(rank)
+            self._remember(rank)
         idle, self._restless = sorted(self._restless), set()
         for rank in idle:
             core = self._cores[rank]
             if core.idle_wanted:
                 core.step(sources=True)
-            self._note(rank)
+            self._remember(rank)
 
     # ------------------------------------------------------------ what nodes do
 
@@ -374,7 +426,7 @@ class Simulator:
             self._buckets[due] = [channel]
             heapq.heappush(self._ticks, due)
 
-    def _note(self, rank: int) -> None:
+    def _remember(self, rank: int) -> None:
         """Remember whether a node wants its timers or idle calls looked at."""
         core = self._cores[rank]
         if core.idle_wanted:
@@ -385,12 +437,13 @@ class Simulator:
 
     def learn(self, snapshot_id: SnapshotId, initiators: tuple[str, ...]) -> int:
         """Give a snapshot its number, when it is first heard of."""
-        if snapshot_id not in self._known:
-            self._known[snapshot_id] = (len(self._known), initiators)
+        known = self._known.get(snapshot_id)
+        if known is None:
+            known = self._known[snapshot_id] = _Known(len(self._known), initiators, self.time)
             self._parts[snapshot_id] = {}
-            number = self._known[snapshot_id][0]
-            self._tell("initiated", number=number, snapshot=str(snapshot_id), initiators=list(initiators))
-        return self._known[snapshot_id][0]
+            self._note("initiated", number=known.number, snapshot=str(snapshot_id), initiators=list(initiators))
+            self.tell(SnapshotInitiated(known.number, snapshot_id, initiators))
+        return known.number
 
     def collect(self, local: LocalSnapshot) -> None:
         """Take a part of a snapshot in; with the last one it is merged and verified."""
@@ -398,10 +451,34 @@ class Simulator:
         number = self.learn(local.snapshot_id, (local.snapshot_id.initiator,))
         parts = self._parts[local.snapshot_id]
         parts[local.node] = local
-        if len(parts) == len(self._names):
-            del self._parts[local.snapshot_id]
-            initiators = self._known[local.snapshot_id][1]
-            snapshot = GlobalSnapshot(number, local.snapshot_id, initiators, self.topology, parts, self._codecs)
-            snapshot.verify()
-            self._tell("completed", number=number, snapshot=str(local.snapshot_id), verified=True)
-            self.snapshots[number] = snapshot
+        if len(parts) < len(self._names):
+            return
+        del self._parts[local.snapshot_id]
+        _, initiators, begun = self._known[local.snapshot_id]
+        seconds = (self.time - begun) / self._ticks_per_second
+        snapshot = GlobalSnapshot(number, local.snapshot_id, initiators, self.topology, parts, self.codecs, seconds)
+        snapshot.verify()
+        self._note("completed", number=number, snapshot=str(local.snapshot_id), verified=True)
+        self.snapshots[number] = snapshot
+        self.tell(SnapshotCompleted(snapshot))
+
+    def abandon(self, snapshot_id: SnapshotId, error: MpsnapError) -> None:
+        """Give a snapshot up everywhere, since a node could not record."""
+        number = self.learn(snapshot_id, (snapshot_id.initiator,))
+        del self._parts[snapshot_id]
+        for core in self._cores:
+            core.abandon(snapshot_id)
+        self._note("abandoned", number=number, snapshot=str(snapshot_id), error=error_shown(error))
+        self.tell(SnapshotAbandoned(number, snapshot_id, error))
+
+    def _note(self, event: str, **fields: object) -> None:
+        """Log what is nobody's event but the cluster's."""
+        if self._log is not None:
+            self._log(Entry(None, self._noted, self.time, event, fields))
+            self._noted += 1
+
+    def _blame(self, error: BaseException) -> None:
+        """Raise the error of the node whose hook raised, if one did."""
+        for name, core in zip(self._names, self._cores, strict=False):
+            if core.hook != "waiting":
+                raise node_error(name, core.hook, blame(error), "raised") from error
