@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from mpsnap import __version__
-from mpsnap.cli import run
+from mpsnap.cli import run, simulate
+from mpsnap.cli.show import Result
 from mpsnap.core.errors import AppError, ConsistencyError, InputError, MpsnapError, NodeError, one_line
 from mpsnap.runtime.preflight import secure_standard_streams
 
@@ -57,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     # Not required: argparse would complain of the missing verb and not of what stands in its place.
     verbs = top.add_subparsers(dest="verb", metavar="VERB")
     run.add_parser(verbs)
+    simulate.add_parser(verbs)
     return top
 
 
@@ -68,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     options = _parse(argv)
     try:
-        result: run.Result = options.carry_out(options)
+        result: Result = options.carry_out(options)
     except BrokenPipeError:
         # Whoever read stdout has gone. Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -21,11 +21,11 @@ nothing iterates over a set; time that holds nothing is skipped, not walked.
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from heapq import heappop, heappush
 from typing import NamedTuple
 
 from mpsnap.core.blame import blame, node_error
@@ -67,8 +67,8 @@ def _bytes_below(draw: CounterRandom, most: int) -> Iterator[int]:
                 yield delay
 
 
-def listed_delays(delays: Iterable[int]) -> DelayModel:
-    """Return the delays of a list, one a send; running out raises `OutOfDelays` and says how many were used."""
+def listed_delays(delays: Iterable[int], source: str | None = None) -> DelayModel:
+    """Return the delays of a list, one a send; running out raises `OutOfDelays` and says how many of `source`."""
     remaining = iter(delays)
     used = 0
 
@@ -77,31 +77,38 @@ def listed_delays(delays: Iterable[int]) -> DelayModel:
         for delay in remaining:
             used += 1
             return delay
-        raise OutOfDelays(f"all {used} delays are used and one more item is sent", hint="a longer list of delays")
+        raise OutOfDelays(f"all {used} delays are used and one more item is sent", where=source, hint="a longer list")
 
     return following
+
+
+#: When an item may be delivered, its number, its payload; a marker has the number 0.
+_Item = tuple[int, int, object]
 
 
 class _Channel:
     """One channel and what is in flight on it."""
 
-    __slots__ = ("items", "rank", "source", "src", "target")
+    __slots__ = ("behind", "head", "rank", "source", "target")
 
-    def __init__(self, source: _Source, rank: int, src: str, target: int) -> None:
+    def __init__(self, source: _Source, rank: int, target: _Source) -> None:
         self.source = source
         #: Its place among the source's channels, by name of the destination.
         self.rank = rank
-        self.src = src
-        #: The rank of the destination among all nodes.
         self.target = target
-        #: When it may be delivered, its number, its payload; a marker has the number 0. Oldest first.
-        self.items: deque[tuple[int, int, object]] = deque()
+        #: The oldest item, None if there is none.
+        self.head: _Item | None = None
+        #: The others, oldest first; None until there was one. An empty deque takes as much memory as all the rest, and
+        #: most channels of a large graph never hold two items at a time.
+        self.behind: deque[_Item] | None = None
 
 
 class _Source(Driver):
-    """The driver of one node: puts what it sends on its outbound channels."""
+    """One node and its driver: puts what the node sends on its outbound channels."""
 
-    __slots__ = ("_simulator", "by_name", "channels", "due", "name", "rank")
+    __slots__ = ("_simulator", "alarm", "by_name", "channels", "core", "due", "name", "rank")
+
+    core: NodeCore
 
     def __init__(self, simulator: Simulator, name: str, rank: int) -> None:
         self._simulator = simulator
@@ -113,14 +120,20 @@ class _Source(Driver):
         self.by_name: dict[str, _Channel] = {}
         #: Heap of the ranks of channels whose head is due.
         self.due: list[int] = []
+        #: The next tick at which its timers are looked at, None if they are not.
+        self.alarm: int | None = None
 
     def send(self, dst: str, number: int, payload: object) -> None:
         simulator = self._simulator
         due = simulator.time + 1 + simulator.delay()
         channel = self.by_name[dst]
-        if not channel.items:
+        if channel.head is None:
+            channel.head = (due, number, payload)
             simulator.await_head(channel, due)
-        channel.items.append((due, number, payload))
+        elif channel.behind is None:
+            channel.behind = deque([(due, number, payload)])
+        else:
+            channel.behind.append((due, number, payload))
 
     def send_marker(self, dst: str, marker: Marker) -> None:
         self.send(dst, 0, marker)
@@ -195,8 +208,7 @@ class Simulator:
         self._ticks_per_second = ticks_per_second
         self._names = sorted(topology.nodes)
         self._sources: list[_Source] = []
-        self._cores: list[NodeCore] = []
-        self._rank = {name: rank for rank, name in enumerate(self._names)}
+        self._by_name: dict[str, _Source] = {}
         self.codecs: dict[str, Codec] = {}
         #: Channels by the tick at which their head becomes due, and a heap of these ticks.
         self._buckets: dict[int, list[_Channel]] = {}
@@ -227,9 +239,10 @@ class Simulator:
         for rank, name in enumerate(self._names):
             source = _Source(self, name, rank)
             self._sources.append(source)
+            self._by_name[name] = source
             reference = programs[name].reference
             self.codecs[name] = codecs[reference]
-            core = self._core_class(name)(
+            source.core = self._core_class(name)(
                 name,
                 classes[reference](),
                 inbound=self.topology.inbound(name),
@@ -241,16 +254,15 @@ class Simulator:
                 driver=source,
                 clock=self._clock,
             )
-            self._cores.append(core)
         for source in self._sources:
             for rank, dst in enumerate(self.topology.outbound(source.name)):
-                channel = _Channel(source, rank, source.name, self._rank[dst])
+                channel = _Channel(source, rank, self._by_name[dst])
                 source.channels.append(channel)
                 source.by_name[dst] = channel
         try:
-            for rank, name in enumerate(self._names):
-                self._cores[rank].start(dict(programs[name].params))
-                self._remember(rank)
+            for source in self._sources:
+                source.core.start(dict(programs[source.name].params))
+                self._remember(source)
         except BaseException as error:
             self._blame(error)
             raise
@@ -273,32 +285,41 @@ class Simulator:
         snapshot_id = SnapshotId.triggered(0, nodes[0], count)
         number = self.learn(snapshot_id, nodes)
         for node in nodes:
-            self._cores[self._rank[node]].initiate(snapshot_id)
+            self._by_name[node].core.initiate(snapshot_id)
         return number
 
     def command(self, node: str, command: object) -> object:
         """Give a command, plain data, to a node's `on_command` now and return the reply."""
         self._tickets += 1
-        codec, rank = self.codecs[node], self._rank[node]
-        self._cores[rank].command(self._tickets, codec.encode(command, where="command"))
+        codec, source = self.codecs[node], self._by_name[node]
+        source.core.command(self._tickets, codec.encode(command, where="command"))
         try:
-            self._cores[rank].step(sources=False)
+            source.core.step(sources=False)
         except BaseException as error:
             self._blame(error)
             raise
-        self._remember(rank)
+        self._remember(source)
         return codec.decode(self.replies.pop(self._tickets))
+
+    def step(self, end: int | None) -> bool:
+        """Let time pass until anything has happened, but not beyond `end`; return whether anything has.
+
+        Raises:
+            NodeError: A hook raised.
+        """
+        following = self._next_time()
+        if following is None or (end is not None and following > end):
+            self.time = self.time if end is None else max(self.time, end)
+            return False
+        self.time = following - 1
+        self.tick()
+        return True
 
     def advance(self, ticks: int) -> None:
         """Let this many ticks pass."""
         end = self.time + ticks
         while self.time < end:
-            following = self._next_time()
-            if following is None or following > end:
-                self.time = end
-                return
-            self.time = following - 1
-            self.tick()
+            self.step(end)
 
     def finish(self) -> None:
         """Let ticks pass until every snapshot is complete.
@@ -307,11 +328,8 @@ class Simulator:
             SnapshotError: Nothing is in flight any more and one is not complete.
         """
         while self._parts:
-            following = self._next_time()
-            if following is None:
+            if not self.step(None):
                 raise SnapshotError(f"snapshot {next(iter(self._parts))} cannot complete, nothing is in flight")
-            self.time = following - 1
-            self.tick()
 
     def stop(self) -> None:
         """End in an orderly way: `on_stop` of every node, in the order of names.
@@ -320,8 +338,8 @@ class Simulator:
             NodeError: A hook raised.
         """
         try:
-            for core in self._cores:
-                core.stop()
+            for source in self._sources:
+                source.core.stop()
         except BaseException as error:
             self._blame(error)
             raise
@@ -332,6 +350,11 @@ class Simulator:
         return len(self._parts)
 
     @property
+    def missing(self) -> int:
+        """How many local snapshots the open snapshots still lack."""
+        return sum(len(self._names) - len(parts) for parts in self._parts.values())
+
+    @property
     def quiet(self) -> bool:
         """Whether nothing is in flight and no node has anything to do: nothing can ever happen again by itself."""
         return self._next_time() is None
@@ -339,7 +362,7 @@ class Simulator:
     @property
     def totals(self) -> tuple[int, int]:
         """How many messages were sent and received so far."""
-        protocols = [core.protocol for core in self._cores]
+        protocols = [source.core.protocol for source in self._sources]
         return sum(sum(p.sent.values()) for p in protocols), sum(sum(p.received.values()) for p in protocols)
 
     def tick(self) -> None:
@@ -369,71 +392,78 @@ class Simulator:
     def _find_due(self) -> None:
         """Give every channel whose head is due from now on to its source."""
         while self._ticks and self._ticks[0] <= self.time:
-            for channel in self._buckets.pop(heapq.heappop(self._ticks)):
+            for channel in self._buckets.pop(heappop(self._ticks)):
                 source = channel.source
                 if not source.due:
                     self._active.append(source.rank)
-                heapq.heappush(source.due, channel.rank)
+                heappush(source.due, channel.rank)
 
     def _deliver(self) -> None:
         """Deliver one item of each source that has one due."""
-        self._active.sort()
-        active, self._active = self._active, []
+        active, self._active = sorted(self._active), []
         for rank in active:
             source = self._sources[rank]
-            channel = source.channels[heapq.heappop(source.due)]
-            _, number, payload = channel.items.popleft()
-            if channel.items:
-                self.await_head(channel, channel.items[0][0])
+            channel = source.channels[heappop(source.due)]
+            assert channel.head is not None
+            _, number, payload = channel.head
+            channel.head = channel.behind.popleft() if channel.behind else None
+            if channel.head is not None:
+                if channel.head[0] <= self.time:
+                    heappush(source.due, channel.rank)
+                else:
+                    self.await_head(channel, channel.head[0])
             if source.due:
                 self._active.append(rank)
             self.deliveries += 1
-            core = self._cores[channel.target]
+            target = channel.target
             if number:
-                core.deliver(channel.src, number, payload)
-                if core.idle_wanted or core.next_timer is not None:
-                    self._remember(channel.target)
+                target.core.deliver(source.name, number, payload)
+                if target.core.wants(sources=True) is not None:
+                    self._remember(target)
             else:
                 assert isinstance(payload, Marker)
-                core.receive_marker(channel.src, payload)
+                target.core.receive_marker(source.name, payload)
 
     def _run_sources(self) -> None:
         """Run the timers that are due and then the idle calls that are wanted, both in the order of names."""
         ringing = set()
         while self._alarms and self._alarms[0][0] <= self.time:
-            ringing.add(heapq.heappop(self._alarms)[1])
+            ringing.add(heappop(self._alarms)[1])
         for rank in sorted(ringing):
-            core = self._cores[rank]
-            while core.next_timer is not None and core.next_timer <= self._clock():
-                core.step(sources=True)
-            self._remember(rank)
+            source = self._sources[rank]
+            source.alarm = None
+            while source.core.next_timer is not None and source.core.next_timer <= self._clock():
+                source.core.step(sources=True)
+            self._remember(source)
         idle, self._restless = sorted(self._restless), set()
         for rank in idle:
-            core = self._cores[rank]
-            if core.idle_wanted:
-                core.step(sources=True)
-            self._remember(rank)
+            source = self._sources[rank]
+            if source.core.idle_wanted:
+                source.core.step(sources=True)
+            self._remember(source)
 
     # ------------------------------------------------------------ what nodes do
 
     def await_head(self, channel: _Channel, due: int) -> None:
-        """Note when the head of a channel is due."""
-        if due <= self.time:
-            heapq.heappush(channel.source.due, channel.rank)
-        elif due in self._buckets:
-            self._buckets[due].append(channel)
-        else:
+        """Note when the head of a channel will be due."""
+        bucket = self._buckets.get(due)
+        if bucket is None:
             self._buckets[due] = [channel]
-            heapq.heappush(self._ticks, due)
+            heappush(self._ticks, due)
+        else:
+            bucket.append(channel)
 
-    def _remember(self, rank: int) -> None:
+    def _remember(self, source: _Source) -> None:
         """Remember whether a node wants its timers or idle calls looked at."""
-        core = self._cores[rank]
-        if core.idle_wanted:
-            self._restless.add(rank)
-        timer = core.next_timer
+        if source.core.idle_wanted:
+            self._restless.add(source.rank)
+        timer = source.core.next_timer
         if timer is not None:
-            heapq.heappush(self._alarms, (math.ceil(timer * self._ticks_per_second), rank))
+            tick = math.ceil(timer * self._ticks_per_second)
+            # A later one is noted when the earlier one has rung: this is asked after every message.
+            if source.alarm is None or tick < source.alarm:
+                source.alarm = tick
+                heappush(self._alarms, (tick, source.rank))
 
     def learn(self, snapshot_id: SnapshotId, initiators: tuple[str, ...]) -> int:
         """Give a snapshot its number, when it is first heard of."""
@@ -466,8 +496,8 @@ class Simulator:
         """Give a snapshot up everywhere, since a node could not record."""
         number = self.learn(snapshot_id, (snapshot_id.initiator,))
         del self._parts[snapshot_id]
-        for core in self._cores:
-            core.abandon(snapshot_id)
+        for source in self._sources:
+            source.core.abandon(snapshot_id)
         self._note("abandoned", number=number, snapshot=str(snapshot_id), error=error_shown(error))
         self.tell(SnapshotAbandoned(number, snapshot_id, error))
 
@@ -479,6 +509,8 @@ class Simulator:
 
     def _blame(self, error: BaseException) -> None:
         """Raise the error of the node whose hook raised, if one did."""
-        for name, core in zip(self._names, self._cores, strict=False):
-            if core.hook != "waiting":
-                raise node_error(name, core.hook, blame(error), "raised") from error
+        if isinstance(error, OutOfDelays | KeyboardInterrupt):
+            return
+        for source in self._sources:
+            if source.core.hook != "waiting":
+                raise node_error(source.name, source.core.hook, blame(error), "raised") from error

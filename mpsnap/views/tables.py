@@ -23,7 +23,7 @@ MESSAGES_WIDTH = 50
 ROWS_SHOWN = 24
 
 
-def snapshot_table(snapshot: GlobalSnapshot) -> str:
+def snapshot_table(snapshot: GlobalSnapshot, simulated: bool = False) -> str:
     """Return a heading, a table of the nodes and one of the channels that hold messages."""
     nodes = [
         (name, shown(node.state), sum(node.sent.values()), sum(node.received.values()))
@@ -31,7 +31,7 @@ def snapshot_table(snapshot: GlobalSnapshot) -> str:
     ]
     busy = [(channel, messages) for channel, messages in snapshot.channels.items() if messages]
     held = [(f"{src} -> {dst}", len(messages), messages_shown(messages)) for (src, dst), messages in busy[:ROWS_SHOWN]]
-    parts = [snapshot_line(snapshot), _table(nodes, ("node", "state", "sent", "received"), "llrr")]
+    parts = [snapshot_line(snapshot, simulated), _table(nodes, ("node", "state", "sent", "received"), "llrr")]
     if len(snapshot.nodes) > ROWS_SHOWN:
         parts.append(f"and {count(len(snapshot.nodes) - ROWS_SHOWN, 'more node')}")
     if held:
@@ -42,9 +42,9 @@ def snapshot_table(snapshot: GlobalSnapshot) -> str:
     return "\n".join(parts) + "\n"
 
 
-def snapshot_line(snapshot: GlobalSnapshot) -> str:
+def snapshot_line(snapshot: GlobalSnapshot, simulated: bool = False) -> str:
     """Return one line that says which snapshot this is, that it is proven, and how much was in flight."""
-    took = "" if snapshot.duration is None else f" in {1000 * snapshot.duration:.1f} ms"
+    took = "" if snapshot.duration is None else f" in {duration_shown(snapshot.duration, simulated)}"
     busy = sum(1 for messages in snapshot.channels.values() if messages)
     return (
         f"Snapshot {snapshot.number} from {', '.join(snapshot.initiators)}{took}: "
@@ -52,6 +52,15 @@ def snapshot_line(snapshot: GlobalSnapshot) -> str:
         f"{count(len(snapshot.nodes), 'node')}, {count(snapshot.in_flight, 'message')} in flight "
         f"on {busy} of {count(len(snapshot.channels), 'channel')}"
     )
+
+
+def duration_shown(seconds: float, simulated: bool) -> str:
+    """Return how long something took: in milliseconds, or in ticks, which are a simulator's seconds.
+
+    >>> duration_shown(0.0125, False), duration_shown(12, True)
+    ('12.5 ms', '12 ticks')
+    """
+    return count(round(seconds), "tick") if simulated else f"{1000 * seconds:.1f} ms"
 
 
 def outputs_table(outputs: Sequence[tuple[str, int, object]]) -> str:
