@@ -41,29 +41,36 @@ MUTATIONS = [
     Mutation(
         "what arrives between the record and the marker is in flight",
         "protocol.py",
-        "                recording.payloads[src].extend(payloads)\n",
+        "                recording.add(src, payloads)\n",
         "                pass\n",
         "test_paper.py::test_every_other_channel_is_what_came_between_the_record_and_its_marker",
     ),
     Mutation(
+        "it is also if it is taken at once",
+        "protocol.py",
+        "                recording.add(src, (payload,))\n",
+        "                pass\n",
+        "test_protocol.py::test_receive_and_take_in_one_step_is_the_same_as_one_after_the_other",
+    ),
+    Mutation(
         "what was seen and not taken at the record is in flight",
         "protocol.py",
-        "recording.payloads[src] = list(self._inbox[src])",
-        "recording.payloads[src] = []",
+        "            recording.add(src, waiting)\n",
+        "            pass\n",
         "test_protocol.py::test_what_was_seen_and_not_taken_is_in_flight",
     ),
     Mutation(
         "what arrives behind the marker is not in flight",
         "protocol.py",
-        "            if src in recording.open:\n                recording.payloads[src].extend",
-        "            if True:\n                recording.payloads[src].extend",
+        "            if src in recording.open:\n                recording.add(src, payloads)",
+        "            if True:\n                recording.add(src, payloads)",
         "test_protocol.py::test_a_channel_is_closed_by_its_marker_while_others_are_still_open",
     ),
     Mutation(
         "the channel of the first marker is closed by it",
         "protocol.py",
-        "            if src != closing:\n",
-        "            if True:\n",
+        "recording.open.update(src for src in self.inbound if src != closing)",
+        "recording.open.update(self.inbound)",
         "test_protocol.py::test_the_first_marker_is_also_the_last_where_there_is_one_inbound_channel",
     ),
     Mutation(
@@ -110,12 +117,20 @@ MUTATIONS = [
         "test_protocol.py::test_a_swap_on_the_wire_is_noticed",
     ),
     Mutation(
+        "messages that are taken at once are counted too",
+        "protocol.py",
+        "        if self.received.get(src) != number - 1:\n",
+        "        if False:\n",
+        "test_protocol.py::test_receive_and_take_never_overtakes_and_never_skips",
+    ),
+    Mutation(
         "an illegal step changes nothing",
         "protocol.py",
         '        self._expect(src, first, "message number", self._seen_or_raise(src) + 1)\n'
-        "        self._inbox[src].extend(payloads)\n",
+        "        if payloads:\n"
+        "            self._inbox.setdefault(src, deque()).extend(payloads)\n",
         "        expected = self._seen_or_raise(src) + 1\n"
-        "        self._inbox[src].extend(payloads)\n"
+        "        self._inbox.setdefault(src, deque()).extend(payloads)\n"
         '        self._expect(src, first, "message number", expected)\n',
         "test_protocol.py::test_an_illegal_step_raises_and_changes_nothing",
     ),

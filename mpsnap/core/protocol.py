@@ -149,7 +149,7 @@ Effect = SendMarker | Report
 class _Recording:
     """A snapshot that this node has recorded and not yet reported."""
 
-    __slots__ = ("captured", "first", "open", "payloads", "received", "sent")
+    __slots__ = ("captured", "open", "payloads", "received", "sent")
 
     def __init__(self, captured: object, sent: dict[str, int], received: dict[str, int]) -> None:
         #: The node's state, fixed at the record.
@@ -158,12 +158,14 @@ class _Recording:
         self.sent = sent
         #: Per inbound channel, messages taken before the cut. Never changes.
         self.received = received
-        #: Per inbound channel, the number of the first recorded message.
-        self.first: dict[str, int] = {}
-        #: Per inbound channel, the recorded messages, in channel order.
+        #: Per inbound channel, the recorded messages, in channel order; a channel without any is not in it.
         self.payloads: dict[str, list[object]] = {}
         #: Inbound channels still recording. Only ever shrinks.
         self.open: set[str] = set()
+
+    def add(self, src: str, payloads: Iterable[object]) -> None:
+        """Put messages behind those recorded from `src`."""
+        self.payloads.setdefault(src, []).extend(payloads)
 
 
 class FinishedIds:
@@ -233,10 +235,11 @@ class SnapshotProtocol:
         self.sent: dict[str, int] = self._restored("channel to", self.outbound, sent or {}, 0)
         #: Per inbound channel, messages taken so far. Never above what was seen.
         self.received: dict[str, int] = self._restored("channel from", self.inbound, received or {}, 0)
-        #: Per inbound channel, messages seen and not yet taken, oldest first.
+        #: Per inbound channel, messages seen and not yet taken, oldest first; a channel without any is not in it.
         self._inbox: dict[str, deque[object]] = {
             src: deque(waiting)
             for src, waiting in self._restored("channel from", self.inbound, inboxes or {}, ()).items()
+            if waiting
         }
         #: Snapshots recorded here and not yet reported.
         self._recordings: dict[SnapshotId, _Recording] = {}
@@ -252,16 +255,16 @@ class SnapshotProtocol:
         """
         if dst not in self.sent:
             raise ProtocolError(f"{self.node} has no channel to {dst}", where=f"{self.node}->{dst}")
-        self.sent[dst] += 1
-        return self.sent[dst]
+        number = self.sent[dst] = self.sent[dst] + 1
+        return number
 
     def seen(self, src: str) -> int:
         """Return how many messages from `src` were seen so far."""
-        return self.received[src] + len(self._inbox[src])
+        return self.received[src] + self.waiting(src)
 
     def waiting(self, src: str) -> int:
         """Return how many messages from `src` stand in the inbox."""
-        return len(self._inbox[src])
+        return len(self._inbox.get(src, ()))
 
     def take(self, src: str) -> object:
         """Hand out the oldest message from `src`; from now on it counts as received.
@@ -269,10 +272,15 @@ class SnapshotProtocol:
         Raises:
             ProtocolError: There is no channel from `src`, or nothing stands in its inbox.
         """
-        if not self._inbox.get(src):
+        inbox = self._inbox.get(src)
+        if not inbox:
             raise ProtocolError(f"nothing from {src} stands in the inbox of {self.node}", where=f"{src}->{self.node}")
         self.received[src] += 1
-        return self._inbox[src].popleft()
+        payload = inbox.popleft()
+        if not inbox:
+            # An empty deque takes over 600 bytes, and most channels are empty most of the time.
+            del self._inbox[src]
+        return payload
 
     def receive(self, src: str, item: Message | Marker) -> tuple[Effect, ...]:
         """See the next item of the channel from `src`: a message joins the inbox, a marker acts at once.
@@ -308,10 +316,11 @@ class SnapshotProtocol:
             ProtocolError: The channel is not inbound here, or `first` is not the next number.
         """
         self._expect(src, first, "message number", self._seen_or_raise(src) + 1)
-        self._inbox[src].extend(payloads)
+        if payloads:
+            self._inbox.setdefault(src, deque()).extend(payloads)
         for recording in self._recordings.values():
             if src in recording.open:
-                recording.payloads[src].extend(payloads)
+                recording.add(src, payloads)
 
     def receive_and_take(self, src: str, number: int, payload: object) -> None:
         """See one message and take it at once: `receive` and `take` in one step, where nothing stands in the inbox.
@@ -321,10 +330,11 @@ class SnapshotProtocol:
         """
         if self._inbox.get(src):
             raise ProtocolError(f"messages from {src} stand in front of this one", where=f"{src}->{self.node}")
-        self._expect(src, number, "message number", self._seen_or_raise(src) + 1)
+        if self.received.get(src) != number - 1:
+            self._expect(src, number, "message number", self._seen_or_raise(src) + 1)
         for recording in self._recordings.values():
             if src in recording.open:
-                recording.payloads[src].append(payload)
+                recording.add(src, (payload,))
         self.received[src] = number
 
     # ----------------------------------------------------------------- snapshots
@@ -354,12 +364,10 @@ class SnapshotProtocol:
         # The capture comes first: it may raise, and then nothing has changed and no marker has left.
         captured = self._capture()
         recording = _Recording(captured, dict(self.sent), dict(self.received))
-        for src in self.inbound:
+        for src, waiting in self._inbox.items():
             # What was seen and not taken is in flight as far as this cut is concerned. Leaving it out would lose it.
-            recording.first[src] = self.received[src] + 1
-            recording.payloads[src] = list(self._inbox[src])
-            if src != closing:
-                recording.open.add(src)
+            recording.add(src, waiting)
+        recording.open.update(src for src in self.inbound if src != closing)
         self._recordings[snapshot_id] = recording
         markers = tuple(SendMarker(dst, Marker(snapshot_id, self.sent[dst])) for dst in self.outbound)
         return markers + self._report_if_closed(snapshot_id, recording)
@@ -369,7 +377,10 @@ class SnapshotProtocol:
             return ()
         del self._recordings[snapshot_id]
         self._finished.add(snapshot_id)
-        channels = {src: ChannelState(recording.first[src], tuple(recording.payloads[src])) for src in self.inbound}
+        channels = {
+            src: ChannelState(received + 1, tuple(recording.payloads.get(src, ())))
+            for src, received in recording.received.items()
+        }
         local = LocalSnapshot(self.node, snapshot_id, recording.captured, recording.sent, recording.received, channels)
         return (Report(local),)
 
@@ -382,7 +393,7 @@ class SnapshotProtocol:
         return {name: given.get(name, otherwise) for name in channels}
 
     def _seen_or_raise(self, src: str) -> int:
-        if src not in self._inbox:
+        if src not in self.received:
             raise ProtocolError(f"{self.node} has no channel from {src}", where=f"{src}->{self.node}")
         return self.seen(src)
 
