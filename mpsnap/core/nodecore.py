@@ -39,6 +39,8 @@ _MAY_EMIT = _MAY_SEND | {"on_stop"}
 class Driver(ABC):
     """What a `NodeCore` asks of whoever drives it. Calls come in order and must be carried out in order."""
 
+    __slots__ = ()
+
     @abstractmethod
     def send(self, dst: str, number: int, payload: object) -> None:
         """Put message `number` on the channel to `dst`; the payload is fixed. Must not block."""
@@ -168,21 +170,32 @@ class NodeCore:
         if payloads and not had_some:
             self._ready.append(src)
 
-    def deliver(self, src: str, number: int, payload: object) -> None:
-        """See one message and handle it at once, for a driver that never lets messages wait: see and `step` in one."""
+    def deliver(self, src: str, number: int, payload: object) -> bool:
+        """See one message and handle it at once, for a driver that never lets messages wait: see and `step` in one.
+
+        Returns:
+            Whether an idle call is wanted or a timer is set now.
+        """
         self.protocol.receive_and_take(src, number, payload)
         self._handle(src, payload)
+        return self._idle_wanted or bool(self._timers)
 
     def receive_marker(self, src: str, marker: Marker) -> None:
         """See a marker from `src`."""
-        effects = self._record_or_refuse(marker.snapshot_id, lambda: self.protocol.receive(src, marker))
-        if effects is not None:
+        try:
+            effects = self.protocol.receive(src, marker)
+        except SnapshotError as error:
+            self._refuse(marker.snapshot_id, error)
+        else:
             self._carry_out(effects)
 
     def initiate(self, snapshot_id: SnapshotId) -> None:
         """Record spontaneously."""
-        effects = self._record_or_refuse(snapshot_id, lambda: self.protocol.initiate(snapshot_id))
-        if effects is not None:
+        try:
+            effects = self.protocol.initiate(snapshot_id)
+        except SnapshotError as error:
+            self._refuse(snapshot_id, error)
+        else:
             # First, so that nobody hears of the end of a snapshot before its beginning.
             self._driver.initiated(snapshot_id)
             self._carry_out(effects)
@@ -197,17 +210,11 @@ class NodeCore:
         """Queue an encoded command for `on_command`; the reply bears the same ticket."""
         self._commands.append((ticket, command))
 
-    def _record_or_refuse(
-        self, snapshot_id: SnapshotId, act: Callable[[], tuple[Effect, ...]]
-    ) -> tuple[Effect, ...] | None:
-        try:
-            return act()
-        except SnapshotError as error:
-            # Only the capture raises this, and it comes before any change: giving up is safe and the node goes on.
-            self._driver.phase(self._hook)
-            self.protocol.abandon(snapshot_id)
-            self._driver.refused(snapshot_id, error)
-            return None
+    def _refuse(self, snapshot_id: SnapshotId, error: SnapshotError) -> None:
+        # Only the capture raises this, and it comes before any change: giving up is safe and the node goes on.
+        self._driver.phase(self._hook)
+        self.protocol.abandon(snapshot_id)
+        self._driver.refused(snapshot_id, error)
 
     def _carry_out(self, effects: tuple[Effect, ...]) -> None:
         for effect in effects:
@@ -267,7 +274,10 @@ class NodeCore:
 
     def _handle(self, src: str, payload: object) -> None:
         value = thaw(payload, self.codec)
-        self._begin("on_message")
+        # `_run` and `_begin` written out: this is what runs once per message.
+        self._hook = "on_message"
+        if self._tells_phases:
+            self._driver.phase("on_message")
         self._node.on_message(self._ctx, src, value)
         self._end(self._has_idle)
 

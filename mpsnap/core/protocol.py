@@ -273,7 +273,7 @@ class SnapshotProtocol:
             ProtocolError: There is no channel from `src`, or nothing stands in its inbox.
         """
         inbox = self._inbox.get(src)
-        if not inbox:
+        if inbox is None:
             raise ProtocolError(f"nothing from {src} stands in the inbox of {self.node}", where=f"{src}->{self.node}")
         self.received[src] += 1
         payload = inbox.popleft()
@@ -299,10 +299,10 @@ class SnapshotProtocol:
             self.receive_batch(src, item.number, (item.payload,))
             return ()
         self._expect(src, item.sent, "a marker that counts", self._seen_or_raise(src))
-        if item.snapshot_id in self._finished:
-            return ()
         recording = self._recordings.get(item.snapshot_id)
         if recording is None:
+            if item.snapshot_id in self._finished:
+                return ()
             return self._record(item.snapshot_id, closing=src)
         if src not in recording.open:
             raise ProtocolError(f"second marker of snapshot {item.snapshot_id}", where=f"{src}->{self.node}")
@@ -328,7 +328,7 @@ class SnapshotProtocol:
         Raises:
             ProtocolError: As `receive`; or something stands in the inbox, which would be overtaken.
         """
-        if self._inbox.get(src):
+        if src in self._inbox:
             raise ProtocolError(f"messages from {src} stand in front of this one", where=f"{src}->{self.node}")
         if self.received.get(src) != number - 1:
             self._expect(src, number, "message number", self._seen_or_raise(src) + 1)
@@ -388,7 +388,7 @@ class SnapshotProtocol:
 
     def _restored(self, what: str, channels: tuple[str, ...], given: Mapping[str, T], otherwise: T) -> dict[str, T]:
         # Dropping what belongs nowhere would lose its messages without a trace.
-        for name in sorted(given.keys() - set(channels)):
+        for name in sorted(set(given).difference(channels)):
             raise ProtocolError(f"{self.node} has no {what} {name} to restore", where=self.node)
         return {name: given.get(name, otherwise) for name in channels}
 

@@ -89,12 +89,10 @@ _Item = tuple[int, int, object]
 class _Channel:
     """One channel and what is in flight on it."""
 
-    __slots__ = ("behind", "head", "rank", "source", "target")
+    __slots__ = ("behind", "head", "source", "target")
 
-    def __init__(self, source: _Source, rank: int, target: _Source) -> None:
+    def __init__(self, source: _Source, target: _Source) -> None:
         self.source = source
-        #: Its place among the source's channels, by name of the destination.
-        self.rank = rank
         self.target = target
         #: The oldest item, None if there is none.
         self.head: _Item | None = None
@@ -106,7 +104,7 @@ class _Channel:
 class _Source(Driver):
     """One node and its driver: puts what the node sends on its outbound channels."""
 
-    __slots__ = ("_simulator", "alarm", "by_name", "channels", "core", "due", "name", "rank")
+    __slots__ = ("_simulator", "alarm", "channels", "core", "due", "name", "rank")
 
     core: NodeCore
 
@@ -115,18 +113,17 @@ class _Source(Driver):
         self.name = name
         #: Its place among all nodes, by name.
         self.rank = rank
-        #: Its channels in the order of destinations, and the same by name.
-        self.channels: list[_Channel] = []
-        self.by_name: dict[str, _Channel] = {}
-        #: Heap of the ranks of channels whose head is due.
-        self.due: list[int] = []
+        #: Its channels by destination.
+        self.channels: dict[str, _Channel] = {}
+        #: Heap of the destinations of channels whose head is due.
+        self.due: list[str] = []
         #: The next tick at which its timers are looked at, None if they are not.
         self.alarm: int | None = None
 
     def send(self, dst: str, number: int, payload: object) -> None:
         simulator = self._simulator
         due = simulator.time + 1 + simulator.delay()
-        channel = self.by_name[dst]
+        channel = self.channels[dst]
         if channel.head is None:
             channel.head = (due, number, payload)
             simulator.await_head(channel, due)
@@ -236,6 +233,7 @@ class Simulator:
             == len(self._names)
             == len(self.topology.source_components()[0])
         )
+        clock = self._clock
         for rank, name in enumerate(self._names):
             source = _Source(self, name, rank)
             self._sources.append(source)
@@ -252,13 +250,11 @@ class Simulator:
                 seed=seed,
                 codec=codecs[reference],
                 driver=source,
-                clock=self._clock,
+                clock=clock,
             )
         for source in self._sources:
-            for rank, dst in enumerate(self.topology.outbound(source.name)):
-                channel = _Channel(source, rank, self._by_name[dst])
-                source.channels.append(channel)
-                source.by_name[dst] = channel
+            for dst in self.topology.outbound(source.name):
+                source.channels[dst] = _Channel(source, self._by_name[dst])
         try:
             for source in self._sources:
                 source.core.start(dict(programs[source.name].params))
@@ -396,29 +392,32 @@ class Simulator:
                 source = channel.source
                 if not source.due:
                     self._active.append(source.rank)
-                heappush(source.due, channel.rank)
+                heappush(source.due, channel.target.name)
 
     def _deliver(self) -> None:
         """Deliver one item of each source that has one due."""
         active, self._active = sorted(self._active), []
+        self.deliveries += len(active)
+        sources, time = self._sources, self.time
         for rank in active:
-            source = self._sources[rank]
-            channel = source.channels[heappop(source.due)]
+            source = sources[rank]
+            dst = heappop(source.due)
+            channel = source.channels[dst]
             assert channel.head is not None
             _, number, payload = channel.head
-            channel.head = channel.behind.popleft() if channel.behind else None
-            if channel.head is not None:
-                if channel.head[0] <= self.time:
-                    heappush(source.due, channel.rank)
+            if channel.behind:
+                following = channel.head = channel.behind.popleft()
+                if following[0] <= time:
+                    heappush(source.due, dst)
                 else:
-                    self.await_head(channel, channel.head[0])
+                    self.await_head(channel, following[0])
+            else:
+                channel.head = None
             if source.due:
                 self._active.append(rank)
-            self.deliveries += 1
             target = channel.target
             if number:
-                target.core.deliver(source.name, number, payload)
-                if target.core.wants(sources=True) is not None:
+                if target.core.deliver(source.name, number, payload):
                     self._remember(target)
             else:
                 assert isinstance(payload, Marker)
