@@ -14,11 +14,11 @@ in every drawing of the algorithm. A cut is then a line through the points where
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mpsnap.core.history import Entry, Head, History, causal_order
+from mpsnap.views.wording import error_text
 
 #: Entries that belong to the point of the entry before them, at the same node.
 _CONTINUES = {
@@ -137,38 +137,6 @@ def about(cut: Cut) -> str:
     return "abandoned" if cut.status == "abandoned" else "not completed in this log"
 
 
-def brief(value: object, width: int = 40) -> str:
-    """Return a value, given in its JSON form, on one line of at most so many characters, in printable ASCII.
-
-    >>> brief({"tokens": 3, "pair": {"$tuple": [1, "a"]}})
-    'tokens: 3, pair: (1, "a")'
-    """
-    inner = isinstance(value, dict) and not any(key.startswith("$") for key in value) and value
-    text = ", ".join(f"{_key(key)}: {_plain(part)}" for key, part in inner.items()) if inner else _plain(value)
-    return text if len(text) <= width else text[: width - 3] + "..."
-
-
-def _plain(value: object) -> str:
-    if isinstance(value, dict):
-        if len(value) == 1:
-            ((key, inner),) = value.items()
-            if key == "$size":
-                return f"<{inner} bytes>"
-            if key == "$tuple" and isinstance(inner, list):
-                return f"({', '.join(map(_plain, inner))}{',' if len(inner) == 1 else ''})"
-            if key == "$set" and isinstance(inner, list):
-                return f"{{{', '.join(map(_plain, inner))}}}"
-        return "{" + ", ".join(f"{_key(key)}: {_plain(part)}" for key, part in value.items()) + "}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(_plain, value))}]"
-    # In ASCII, so that nothing in a text steers a terminal or turns its direction.
-    return json.dumps(value)
-
-
-def _key(key: str) -> str:
-    return key if key.isascii() and key.isprintable() else json.dumps(key)
-
-
 # ------------------------------------------------------------------- reading
 
 
@@ -249,14 +217,6 @@ def _cuts(entries: Sequence[Entry], lanes: Mapping[str, int], messages: Sequence
                     known.append(flown)
         total = sum(max(count, 0) for _, _, _, count in flying.get(id, ()))
         yield cut._replace(recorded=recorded.get(id, {}), in_flight=tuple(known), total=total)
-
-
-def error_text(error: Any) -> str | None:
-    """Return an error of the log, which may be anything, as one text."""
-    if isinstance(error, dict):
-        parts = [str(error[key]) for key in ("where", "what") if error.get(key)]
-        return ": ".join(parts) or None
-    return None if error is None else str(error)
 
 
 def _notices(history: History, entries: Sequence[Entry]) -> Iterator[str]:

@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from mpsnap.core.errors import one_line
-from mpsnap.views.spacetime import Arrow, Cut, Diagram, about, brief, name_of
+from mpsnap.views.spacetime import Arrow, Cut, Diagram, about, name_of
 from mpsnap.views.tables import count
+from mpsnap.views.wording import brief, brief_line
 
 #: Pixels of the picture: as wide as a page of text, wider only if a cut needs it.
 WIDTH = 860
@@ -422,16 +423,6 @@ def _overlap(a: Box, b: Box) -> bool:
 
 
 # -------------------------------------------------------------------- text
-
-
-def brief_line(text: str, width: int) -> str:
-    r"""Return a text on one line, without what steers a terminal, of at most so many characters.
-
-    >>> brief_line("a\\nlong name", 8)
-    'a\\\\nlo...'
-    """
-    line = one_line(text[: 4 * width])
-    return line if len(line) <= width else line[: max(0, width - 3)] + "..."
 
 
 def _escape(text: str) -> str:
