@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -76,6 +77,15 @@ def carry_out(options: argparse.Namespace) -> Result:
         InputError: The log cannot be read, has no such snapshot, or the output cannot be written.
     """
     _check(options)
+    # The collector would look through a heap of a million entries again and again, and nothing here is a cycle.
+    gc.disable()
+    try:
+        return _export(options)
+    finally:
+        gc.enable()
+
+
+def _export(options: argparse.Namespace) -> Result:
     history = _read(options.log)
     if history.flaw:
         _narrate(history.flaw)

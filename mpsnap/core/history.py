@@ -44,6 +44,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -55,6 +56,8 @@ from mpsnap.core.jsonform import to_json
 FORMAT = 1
 #: The fields that hold a value of the user's, and above how many bytes it is logged as its size.
 VALUES: Mapping[str, int] = {"payload": 4096, "value": 4096, "record": 4096, "state": 65536}
+#: No run lasts so many seconds or ticks; beyond it neighbouring times could not be told apart.
+_ENDLESS = 1e15
 
 
 class LogError(InputError):
@@ -124,7 +127,7 @@ def parse_log(lines: Iterable[bytes], source: str) -> History:
         try:
             # A last line without its end was being written: it may be a number cut in two.
             entries.append(_entry(line) if line.endswith(b"\n") else _no_end())
-        except (ValueError, TypeError, KeyError, RecursionError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             flaw = f"{source}:{number} is damaged; what stands before it, {len(entries)} entries, is read"
             return History(head, tuple(entries), flaw)
     return History(head, tuple(entries))
@@ -171,16 +174,29 @@ _FIELDS: Mapping[str, Mapping[str, tuple[type, ...]]] = {
 }
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("JSON has no such number")
+    return number
+
+
+#: Python's own would read NaN and the infinities, which nobody can sort by or write again.
+_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
+
+
 def _entry(line: bytes) -> Entry:
-    plain = json.loads(line)
+    plain = _DECODER.decode(line.decode())
     node, index, time, event = (plain.pop(name) for name in ("node", "index", "time", "event"))
     if not (node is None or type(node) is str) or type(index) is not int or type(event) is not str:
         raise TypeError("not the fields of an entry")
-    if type(time) not in (int, float):
+    if type(time) not in (int, float) or not 0 <= time < _ENDLESS:
         raise TypeError("no time")
     for field, types in _FIELDS.get(event, {}).items():
         if type(plain[field]) not in types:
             raise TypeError(field)
+    if event == "dropped" and not all(type(number) is int for number in plain.get("sent", {}).values()):
+        raise TypeError("sent")
     if event == "reported" and not all(
         type(pair) is list and [type(part) for part in pair] == [int, int] for pair in plain["channels"].values()
     ):

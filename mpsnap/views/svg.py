@@ -21,6 +21,8 @@ from mpsnap.views.wording import brief, brief_line
 WIDTH = 860
 #: Pixels of a column: what it is given, and what it may shrink to until it cannot be read.
 WIDEST, NARROWEST = 26.0, 9.0
+#: Columns of a picture at most: nobody looks at a wider one, and what shows it would not open it.
+MOST_COLUMNS = 2_000
 _LEFT, _RIGHT, _TOP = 76.0, 26.0, 104.0
 #: Columns drawn at least before and after a cut, where not the whole log fits.
 _MARGIN = 6
@@ -80,14 +82,14 @@ def svg_text(drawing: Diagram, cut: Cut | None = None, start: float | None = Non
 def window(drawing: Diagram, cut: Cut | None, start: float | None, end: float | None) -> tuple[int, int]:
     """Return the first and the last column to draw: those asked for, else all that fit, around the cut."""
     if start is not None or end is not None:
-        shown = [
+        asked = [
             point.column
             for point in drawing.points
             if point.lane is not None
             and (start is None or point.entry.time >= start)
             and (end is None or point.entry.time <= end)
         ]
-        return (min(shown), max(shown)) if shown else (0, -1)
+        return (min(asked), min(max(asked), min(asked) + MOST_COLUMNS - 1)) if asked else (0, -1)
     last = drawing.columns - 1
     most = int((WIDTH - _LEFT - _RIGHT) / NARROWEST)
     if last < most:
@@ -98,7 +100,7 @@ def window(drawing: Diagram, cut: Cut | None, start: float | None, end: float | 
     low, high = max(0, min(columns) - _MARGIN), min(last, max(columns) + _MARGIN)
     spare = max(0, most - (high - low + 1))
     low = max(0, low - spare // 2)
-    high = min(last, max(high, low + most - 1))
+    high = min(last, max(high, low + most - 1), low + MOST_COLUMNS - 1)
     return max(0, min(low, high - most + 1)), high
 
 
@@ -189,6 +191,8 @@ class _Picture:
                 f"{facts}, {unit} {_time(min(times))} to {_time(max(times))}; order of causes, time runs to the right"
             )
         part = "the part asked for" if self._asked else "the part around the cut" if self._cut else "the beginning"
+        if self._last - self._first + 1 >= MOST_COLUMNS:
+            part = "as much as fits"
         span = f"{unit} {_time(min(shown))} to {_time(max(shown))} of {_time(max(times))}" if shown else "nothing in it"
         return f"{facts}; shown is {part}, {span}"
 
@@ -303,13 +307,9 @@ class _Picture:
         x = min(max(line[0][0], _LEFT + 3.3 * len(label)), self._width - 12 - 3.3 * len(label))
         self._text(x, top - 20, brief_line(label, 30), "cutlabel", 'text-anchor="middle"')
         recorded = sorted(self._cut.recorded.items())
-        for x, y in line:
-            self._add(f'<path class="recorded" transform="translate({_n(x)} {_n(y)})" d="M-5.5 0L0 -6L5.5 0L0 6Z"/>')
-            self._taken.append(Box(x - 7, y - 7, x + 7, y + 7))
         crossings = list(self._crossings(line))
-        for _, x, y in crossings:
-            self._add(f'<path class="crossing" transform="translate({_n(x)} {_n(y)})" d="M-3.6 -3.6H3.6V3.6H-3.6Z"/>')
-            self._taken.append(Box(x - 5, y - 5, x + 5, y + 5))
+        self._taken += [Box(x - 7, y - 7, x + 7, y + 7) for x, y in line]
+        self._taken += [Box(x - 5, y - 5, x + 5, y + 5) for _, x, y in crossings]
         for (_, rank), (x, y) in list(zip(recorded, line, strict=True))[:_LABELS]:
             state = self._drawing.points[rank].entry.detail.get("state")
             self._chip(x, y, brief(state, 26), ((9, -20), (-9, -20), (9, 8), (-9, 8)), force=True)
@@ -317,6 +317,10 @@ class _Picture:
             if arrow.sent is not None:
                 payload = brief(self._drawing.points[arrow.sent].entry.detail.get("payload"), 18)
                 self._chip(x, y, payload, ((8, -6), (-8, -6), (8, -18), (8, 6), (-8, -18), (-8, 6)))
+        for _, x, y in crossings:
+            self._add(f'<path class="crossing" transform="translate({_n(x)} {_n(y)})" d="M-3.6 -3.6H3.6V3.6H-3.6Z"/>')
+        for x, y in line:
+            self._add(f'<path class="recorded" transform="translate({_n(x)} {_n(y)})" d="M-5.5 0L0 -6L5.5 0L0 6Z"/>')
 
     def _chip(self, x: float, y: float, text: str, places: Iterable[tuple[float, float]], force: bool = False) -> None:
         width = 6.05 * len(text) + 8

@@ -5,7 +5,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const GUTTER = 92, TOP = 46, BOTTOM = 26;
 // More events than this on the screen are drawn as bars of their number.
 const MOST_EVENTS = 9000;
-const MOST_CUTS = 60, MOST_LABELS = 90, MOST_FLYING = 1500;
+const MOST_BOLD = 220, MOST_CUTS = 60, MOST_LABELS = 90, MOST_FLYING = 1500;
 const GLYPHS = {
   timer: "M-4 3.5L0 -4L4 3.5Z", command: "M-4 -3.5L0 4L4 -3.5Z", output: "M-3.5 -3.5H3.5V3.5H-3.5Z",
   log: "M-4.5 -2.5H4.5V2.5H-4.5Z", refused: "M-3.5 0L0 -4.5L3.5 0L0 4.5Z", dropped: "M-2 -6V6M2 -6V6",
@@ -146,15 +146,18 @@ function endsOf(arrows, i) {
 // One path for all arrows of a kind: a browser draws thousands of lines at once as fast as a few one by one.
 function drawArrows(world, arrows, kindOf, head) {
   const parts = {};
+  let count = 0;
   for (const i of visibleArrows(arrows)) {
     const kind = kindOf(i);
     if (!kind) continue;
+    count++;
     const part = parts[kind + (arrows.received[i] === MISSING ? " unended" : "")] ||= { lines: [], heads: [], ends: [] };
     addArrow(part, arrows, i);
   }
+  const dense = count > MOST_BOLD ? " dense" : "";
   for (const kind in parts) {
     const { lines, heads, ends } = parts[kind];
-    make(world, "path", { class: kind, d: lines.join("") });
+    make(world, "path", { class: kind + dense, d: lines.join("") });
     make(world, "path", { class: kind.includes("faint") ? head + " faint" : head, d: heads.join("") });
     if (ends.length) make(world, "path", { class: "end", d: ends.join("") });
   }
@@ -316,11 +319,13 @@ function chip(world, taken, x, y, text, places, must) {
   for (const [dx, dy] of places) {
     const left = dx > 0 ? x + dx : x + dx - width;
     const box = [left, y + dy, left + width, y + dy + 14];
-    if (!taken.some((other) => box[0] < other[2] && other[0] < box[2] && box[1] < other[3] && other[1] < box[3])) {
+    // What stands beyond the edge now is told once more when the view has moved so far.
+    const cropped = x >= GUTTER && x <= view.width && (box[0] < GUTTER || box[2] > view.width);
+    if (!cropped && !taken.some((other) => box[0] < other[2] && other[0] < box[2] && box[1] < other[3] && other[1] < box[3])) {
       fits = box;
       break;
     }
-    if (must && !fits) fits = box;
+    if (must && (!fits || (!cropped && fits.cropped))) fits = Object.assign(box, { cropped });
   }
   if (!fits) return;
   taken.push(fits);
