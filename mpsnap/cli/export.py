@@ -26,6 +26,8 @@ FORMS = ("html", "svg", "dot", "shiviz", "perfetto")
 MAX_LINE_BYTES = 64 * 2**20
 #: A log of so many bytes takes longer to read than anyone waits without being told.
 LARGE_BYTES = 20 * 2**20
+#: Characters written to stdout at once: what a pipe holds.
+PART = 2**16
 
 EXAMPLES = """\
 forms:
@@ -93,7 +95,9 @@ def _export(options: argparse.Namespace) -> Result:
     text = _drawn(drawing, _cut(drawing, options), options)
     if options.output == "-":
         with writing("stdout"):
-            sys.stdout.write(text)
+            # By parts: an unbuffered stdout drops the rest of a write that ends early, as when its reader goes away.
+            for start in range(0, len(text), PART):
+                sys.stdout.write(text[start : start + PART])
             sys.stdout.flush()
     else:
         with open_output(options.output) as file, writing(options.output):

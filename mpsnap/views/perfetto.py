@@ -83,12 +83,16 @@ def _starts(drawing: Diagram, factor: int) -> dict[int, tuple[float, float]]:
             groups[-1].append(rank)
         else:
             groups.append([rank])
+    effects = {
+        arrow.sent: arrow.received for arrow in (*drawing.messages, *drawing.markers) if arrow.received is not None
+    }
     found: dict[int, tuple[float, float]] = {}
     for groups in own.values():
         places = [drawing.points[group[0]].place * factor for group in groups]
         for group, place, after in zip(groups, places, [*places[1:], math.inf], strict=True):
-            # What stands at one place is one after the other all the same.
-            part = min(_LONGEST, after - place) / len(group)
+            # What stands at one place is one after the other all the same, and still before its effects elsewhere.
+            caused = (drawing.points[effects[rank]].place * factor for rank in group if rank in effects)
+            part = min(_LONGEST, min((after, *caused)) - place) / len(group)
             for nth, rank in enumerate(group):
                 found[rank] = (round(place + nth * part, 3), max(0.001, round(part * 0.9, 3)))
     return dict(sorted(found.items()))

@@ -20,10 +20,12 @@ from mpsnap.views.wording import brief, brief_line
 #: Pixels of the picture: as wide as a page of text, wider only if a cut needs it.
 WIDTH = 860
 #: Pixels of a column: what it is given, and what it may shrink to until it cannot be read.
-WIDEST, NARROWEST = 26.0, 9.0
+WIDEST, NARROWEST = 40.0, 9.0
 #: Columns of a picture at most: nobody looks at a wider one, and what shows it would not open it.
 MOST_COLUMNS = 2_000
-_LEFT, _RIGHT, _TOP = 76.0, 26.0, 104.0
+_RIGHT, _TOP = 26.0, 104.0
+#: Characters of a node's name.
+_NAME = 18
 #: Columns drawn at least before and after a cut, where not the whole log fits.
 _MARGIN = 6
 #: Most lines of states, and of payloads, that are written beside the points and crossings.
@@ -56,6 +58,8 @@ _GLYPHS = {
     "dropped": "M-2 -5V5M2 -5V5",
     "died": "M-5 -5L5 5M-5 5L5 -5",
 }
+#: What the legend calls them, where their own name does not say it.
+_WORDS = {"log": "log line", "refused": "state refused", "dropped": "entries missing"}
 
 
 class Box(NamedTuple):
@@ -91,7 +95,7 @@ def window(drawing: Diagram, cut: Cut | None, start: float | None, end: float | 
         ]
         return (min(asked), min(max(asked), min(asked) + MOST_COLUMNS - 1)) if asked else (0, -1)
     last = drawing.columns - 1
-    most = int((WIDTH - _LEFT - _RIGHT) / NARROWEST)
+    most = int((WIDTH - _left(drawing) - _RIGHT) / NARROWEST)
     if last < most:
         return 0, last
     columns = [drawing.points[rank].column for rank in cut.recorded.values()] if cut is not None else []
@@ -104,18 +108,28 @@ def window(drawing: Diagram, cut: Cut | None, start: float | None, end: float | 
     return max(0, min(low, high - most + 1)), high
 
 
+def _left(drawing: Diagram) -> float:
+    """Return where the node lines begin: right of the longest name."""
+    return 40.0 + 7.2 * max((len(brief_line(name, _NAME)) for name in drawing.nodes), default=2)
+
+
 class _Picture:
     """The state of one picture: its parts, and where texts stand already."""
 
     def __init__(self, drawing: Diagram, cut: Cut | None, start: float | None, end: float | None) -> None:
         self._drawing = drawing
         self._cut = cut
+        self._left = _left(drawing)
         self._asked = start is not None or end is not None
         self._first, self._last = window(drawing, cut, start, end)
         shown = max(1, self._last - self._first + 1)
-        self._step = min(WIDEST, max(NARROWEST, (WIDTH - _LEFT - _RIGHT) / (shown + 1)))
-        self._width = max(float(WIDTH), _LEFT + _RIGHT + self._step * (shown + 1))
-        self._gap = 66.0 if len(drawing.nodes) <= 5 else 54.0
+        self._step = min(WIDEST, max(NARROWEST, (WIDTH - self._left - _RIGHT) / (shown + 1)))
+        self._width = max(float(WIDTH), self._left + _RIGHT + self._step * (shown + 1))
+        self._gap = {1: 84.0, 2: 84.0, 3: 84.0, 4: 70.0, 5: 66.0}.get(len(drawing.nodes), 54.0)
+        shown_events = {
+            p.entry.event for p in drawing.points if self._first <= p.column <= self._last and p.lane is not None
+        }
+        self._glyphs = [event for event in _GLYPHS if event in shown_events]
         self._flying = frozenset(cut.in_flight if cut is not None else ())
         self._taken: list[Box] = []
         self._parts: list[str] = []
@@ -124,16 +138,16 @@ class _Picture:
         drawing = self._drawing
         bottom = self._y(max(0, len(drawing.nodes) - 1)) + 34
         notices = [f"Note: {notice}" for notice in drawing.notices[:3]]
-        height = bottom + 62 + 16 * len(notices)
+        below = bottom + (84 if self._glyphs else 64)
+        height = below - 2 + 16 * len(notices)
         self._add(
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_n(self._width)} {_n(height)}" '
             f'width="{_n(self._width)}" height="{_n(height)}" role="img">'
         )
         self._add(f"<title>{_escape(self._title())}</title><style>{_STYLE}</style>")
-        self._add(f'<rect width="100%" height="100%" rx="8" fill="#fff"/><clipPath id="c"><rect x="{_n(_LEFT - 8)}" ')
-        self._add(
-            f'y="{_n(_TOP - 40)}" width="{_n(self._width - _LEFT - 4)}" height="{_n(bottom - _TOP + 40)}"/></clipPath>'
-        )
+        self._add('<rect width="100%" height="100%" rx="8" fill="#fff"/><clipPath id="c">')
+        box = f'x="{_n(self._left - 8)}" y="{_n(_TOP - 40)}" width="{_n(self._width - self._left - 4)}"'
+        self._add(f'<rect {box} height="{_n(bottom - _TOP + 40)}"/></clipPath>')
         self._text(16, 25, self._title(), "title")
         self._text(16, 43, self._facts(), "note")
         self._axis(bottom)
@@ -146,14 +160,14 @@ class _Picture:
         self._labels()
         self._legend(bottom + 22)
         for line, notice in enumerate(notices):
-            self._text(16, bottom + 64 + 16 * line, brief_line(notice, 130), "warn")
+            self._text(16, below + 16 * line, brief_line(notice, 130), "warn")
         self._add("</svg>")
         return "".join(self._parts) + "\n"
 
     # ------------------------------------------------------------------ places
 
     def _x(self, column: float) -> float:
-        return _LEFT + (column - self._first + 0.75) * self._step
+        return self._left + (column - self._first + 0.75) * self._step
 
     def _y(self, lane: int) -> float:
         return _TOP + 24 + lane * self._gap
@@ -176,7 +190,8 @@ class _Picture:
 
     def _facts(self) -> str:
         drawing = self._drawing
-        unit = drawing.head.unit
+        ticks = drawing.head.unit == "ticks"
+        unit = "ticks " if ticks else ""
         facts = f"{drawing.head.driver}, {count(len(drawing.nodes), 'node')}, {len(drawing.points)} entries"
         times = [point.entry.time for point in drawing.points if point.lane is not None]
         if not times:
@@ -188,12 +203,14 @@ class _Picture:
         ]
         if len(shown) == len(times):
             return (
-                f"{facts}, {unit} {_time(min(times))} to {_time(max(times))}; order of causes, time runs to the right"
+                f"{facts}, {unit}{_time(min(times), ticks)} to {_time(max(times), ticks)}; by cause, from left to right"
             )
         part = "the part asked for" if self._asked else "the part around the cut" if self._cut else "the beginning"
         if self._last - self._first + 1 >= MOST_COLUMNS:
             part = "as much as fits"
-        span = f"{unit} {_time(min(shown))} to {_time(max(shown))} of {_time(max(times))}" if shown else "nothing in it"
+        span = "nothing in it"
+        if shown:
+            span = f"{unit}{_time(min(shown), ticks)} to {_time(max(shown), ticks)} of {_time(max(times), ticks)}"
         return f"{facts}; shown is {part}, {span}"
 
     def _axis(self, bottom: float) -> None:
@@ -202,7 +219,7 @@ class _Picture:
         for point in self._drawing.points:
             if point.lane is not None and self._first <= point.column <= self._last:
                 begins[point.column] = min(point.entry.time, begins.get(point.column, point.entry.time))
-        free, time = _LEFT, None
+        free, time = self._left, None
         for column in sorted(begins):
             if begins[column] == time or (time is not None and begins[column] < time):
                 continue
@@ -210,11 +227,11 @@ class _Picture:
             x = self._x(column) - self._step / 2
             if ticks:
                 self._add(f'<path class="grid" d="M{_n(x)} {_n(_TOP - 8)}V{_n(bottom)}"/>')
-            label = _time(time)
+            label = _time(time, ticks)
             if x >= free and x + 6 * len(label) < self._width - 10:
                 self._text(x + 2, _TOP - 12, label, "note")
                 free = x + 6.4 * len(label) + 14
-        self._text(16, _TOP - 12, "tick" if ticks else "second", "note")
+        self._text(16, _TOP - 12, "tick" if ticks else "time", "note")
 
     # ------------------------------------------------------------------- parts
 
@@ -230,7 +247,7 @@ class _Picture:
             return
         curve = _curve(line, top, bottom)
         if self._cut.status == "completed":
-            self._add(f'<path class="past" d="{curve}H{_n(_LEFT - 8)}V{_n(top)}Z"/>')
+            self._add(f'<path class="past" d="{curve}H{_n(self._left - 8)}V{_n(top)}Z"/>')
         kind = "cut" if self._cut.status == "completed" else "cut open"
         self._add(f'<path class="{kind}" d="{curve}"/>')
 
@@ -243,7 +260,7 @@ class _Picture:
     def _lanes(self) -> None:
         for lane in range(len(self._drawing.nodes)):
             y = _n(self._y(lane))
-            self._add(f'<path class="lane" d="M{_n(_LEFT - 8)} {y}H{_n(self._width - 12)}"/>')
+            self._add(f'<path class="lane" d="M{_n(self._left - 8)} {y}H{_n(self._width - 12)}"/>')
 
     def _arrows(self) -> None:
         for arrow in self._drawing.markers:
@@ -293,18 +310,21 @@ class _Picture:
             if event in ("sent", "received"):
                 self._add(f'<circle class="dot" cx="{x}" cy="{y}" r="{"2.2" if event == "sent" else "1.6"}"/>')
             elif event in _GLYPHS:
-                kind = "died" if event in ("died", "dropped") else "glyph"
-                self._add(f'<path class="{kind}" transform="translate({x} {y})" d="{_GLYPHS[event]}"/>')
+                self._glyph(event, self._x(point.column), self._y(point.lane))
+
+    def _glyph(self, event: str, x: float, y: float) -> None:
+        kind = "died" if event in ("died", "dropped") else "glyph"
+        self._add(f'<path class="{kind}" transform="translate({_n(x)} {_n(y)})" d="{_GLYPHS[event]}"/>')
 
     def _labels(self) -> None:
         """Write names, states and payloads, each where there is room; who comes first is served first."""
         for lane, name in enumerate(self._drawing.nodes):
-            self._text(_LEFT - 14, self._y(lane) + 4, brief_line(name, 9), "node", 'text-anchor="end"')
+            self._text(self._left - 14, self._y(lane) + 4, brief_line(name, _NAME), "node", 'text-anchor="end"')
         if self._cut is None or not (line := self._line(self._cut)):
             return
         top = _TOP - 8
         label = name_of(self._cut)
-        x = min(max(line[0][0], _LEFT + 3.3 * len(label)), self._width - 12 - 3.3 * len(label))
+        x = min(max(line[0][0], self._left + 3.3 * len(label)), self._width - 12 - 3.3 * len(label))
         self._text(x, top - 20, brief_line(label, 30), "cutlabel", 'text-anchor="middle"')
         recorded = sorted(self._cut.recorded.items())
         crossings = list(self._crossings(line))
@@ -328,7 +348,7 @@ class _Picture:
         for dx, dy in places:
             left = x + dx if dx > 0 else x + dx - width
             box = Box(left, y + dy, left + width, y + dy + 13)
-            if box.x0 < _LEFT - 6 or box.x1 > self._width - 6:
+            if box.x0 < self._left - 6 or box.x1 > self._width - 6:
                 continue
             if not any(_overlap(box, other) for other in self._taken):
                 fits = box
@@ -345,13 +365,13 @@ class _Picture:
         for rank in self._cut.in_flight if self._cut is not None else ():
             arrow = self._drawing.messages[rank]
             found = crossing(outline, *self._ends(arrow))
-            if found is not None and _LEFT - 8 <= found[0] <= self._width - 12:
+            if found is not None and self._left - 8 <= found[0] <= self._width - 12:
                 yield arrow, *found
 
     def _legend(self, y: float) -> None:
         unended = any(arrow.received is None for arrow in self._drawing.messages)
         samples = [("message", "head", "message"), ("marker", "markerhead", "marker")]
-        x = _LEFT
+        x = self._left
         if self._cut is not None and self._cut.recorded:
             self._add(f'<path class="cut" d="M{_n(x)} {_n(y + 8)}V{_n(y - 8)}"/>')
             self._add(f'<path class="recorded" transform="translate({_n(x)} {_n(y)})" d="M-5.5 0L0 -6L5.5 0L0 6Z"/>')
@@ -367,6 +387,10 @@ class _Picture:
             self._add(f'<path class="message unended" d="M{_n(x)} {_n(y)}H{_n(x + 26)}"/>')
             self._add(f'<circle class="end" cx="{_n(x + 29)}" cy="{_n(y)}" r="3"/>')
             self._sample(x + 38, y, "not received in this log")
+        x = self._left
+        for event in self._glyphs:
+            self._glyph(event, x + 4, y + 22)
+            x = self._sample(x + 14, y + 22, _WORDS.get(event, event))
 
     def _sample(self, x: float, y: float, words: str) -> float:
         self._text(x, y + 4, words, "note")
@@ -439,5 +463,7 @@ def _n(number: float) -> str:
     return text[:-2] if text.endswith(".0") else text
 
 
-def _time(time: float) -> str:
-    return f"{time:.6f}".rstrip("0").rstrip(".") if isinstance(time, float) else str(time)
+def _time(time: float, ticks: bool) -> str:
+    if ticks:
+        return str(time)
+    return f"{time * 1000:.3f} ms" if time < 1 else f"{time:.6f} s"

@@ -2,7 +2,9 @@
 "use strict";
 
 const SVG = "http://www.w3.org/2000/svg";
-const GUTTER = 92, TOP = 46, BOTTOM = 26;
+const TOP = 46, BOTTOM = 26;
+// Left of it stand the names, shortened to what fits.
+const NAME = 20, GUTTER = 32 + 7.4 * Math.min(NAME, log.nodes.reduce((most, name) => Math.max(most, name.length), 3));
 // More events than this on the screen are drawn as bars of their number.
 const MOST_EVENTS = 9000;
 const MOST_BOLD = 220, MOST_CUTS = 60, MOST_LABELS = 90, MOST_FLYING = 1500;

@@ -78,7 +78,7 @@ function drawNames() {
   make(clip, "path", { class: "edge", d: `M${GUTTER - 6.5} ${TOP - 6}V${view.height}M0 ${TOP - 6.5}H${view.width}` });
   const moving = make(names, "g", {});
   log.nodes.forEach((name, i) => {
-    const short = name.length > 11 ? name.slice(0, 10) + "\u2026" : name;
+    const short = name.length > NAME ? name.slice(0, NAME - 1) + "\u2026" : name;
     const text = make(moving, "text", { class: "name", x: GUTTER - 14, y: Y(i) + 4, "text-anchor": "end" }, short);
     make(text, "title", {}, name);
   });
