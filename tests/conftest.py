@@ -6,6 +6,7 @@ and names what it finds. Tests never sleep; they wait for a state with `wait_unt
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import tempfile
@@ -83,6 +84,13 @@ def _own_names() -> None:
 
 @pytest.fixture(autouse=True)
 def _leaves_nothing_behind() -> Iterator[None]:
+    with nothing_left_behind():
+        yield
+
+
+@contextlib.contextmanager
+def nothing_left_behind() -> Iterator[None]:
+    """Fail if more is there in the end than in the beginning."""
     before = _belongings()
     yield
     deadline = time.monotonic() + GRACE_SECONDS
@@ -129,7 +137,9 @@ def _command(pid: int) -> str:
 
 
 def _threads() -> set[str]:
-    return {f"thread {thread.name} ({thread.ident})" for thread in threading.enumerate()}
+    # The limits of tests are pytest's own.
+    limits = "pytest_timeout "
+    return {f"thread {t.name} ({t.ident})" for t in threading.enumerate() if not t.name.startswith(limits)}
 
 
 def _descriptors() -> set[str]:

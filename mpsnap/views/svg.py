@@ -394,7 +394,7 @@ class _Picture:
 
     def _sample(self, x: float, y: float, words: str) -> float:
         self._text(x, y + 4, words, "note")
-        return x + 5.7 * len(words) + 22
+        return x + 6.1 * len(words) + 20
 
     def _text(self, x: float, y: float, text: str, kind: str, more: str = "") -> None:
         self._add(f'<text class="{kind}" x="{_n(x)}" y="{_n(y)}" {more}>{_escape(text)}</text>'.replace(" >", ">"))
