@@ -46,6 +46,7 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 from mpsnap.core.errors import ProtocolError
@@ -113,6 +114,12 @@ class ChannelState(NamedTuple):
 
     first: int
     payloads: tuple[object, ...]
+
+
+@lru_cache(maxsize=4096)
+def _empty(first: int) -> ChannelState:
+    """Return the state of a channel with nothing in flight: in a large graph most are, and alike can be the same."""
+    return ChannelState(first, ())
 
 
 class LocalSnapshot(NamedTuple):
@@ -190,14 +197,15 @@ class FinishedIds:
     def add(self, snapshot_id: SnapshotId) -> None:
         """Remember one; right also for one that is known."""
         series, place = self._place(snapshot_id)
-        mark, above = self._mark.get(series, 0), self._above.setdefault(series, set())
-        if place <= mark:
-            return
-        above.add(place)
-        while mark + 1 in above:
-            mark += 1
-            above.remove(mark)
-        self._mark[series] = mark
+        mark = self._mark.get(series, 0)
+        if place > mark + 1:
+            self._above.setdefault(series, set()).add(place)
+        elif place == mark + 1:
+            above = self._above.get(series, set())
+            while place + 1 in above:
+                place += 1
+                above.remove(place)
+            self._mark[series] = place
 
 
 class SnapshotProtocol:
@@ -378,7 +386,9 @@ class SnapshotProtocol:
         del self._recordings[snapshot_id]
         self._finished.add(snapshot_id)
         channels = {
-            src: ChannelState(received + 1, tuple(recording.payloads.get(src, ())))
+            src: ChannelState(received + 1, tuple(recording.payloads[src]))
+            if src in recording.payloads
+            else _empty(received + 1)
             for src, received in recording.received.items()
         }
         local = LocalSnapshot(self.node, snapshot_id, recording.captured, recording.sent, recording.received, channels)

@@ -99,6 +99,8 @@ class Topology:
     _outbound: dict[str, tuple[str, ...]] = field(compare=False)
     #: The same the other way round; None until first asked for.
     _inbound: dict[str, tuple[str, ...]] | None = field(compare=False)
+    #: What `source_components` returns; None until first asked for.
+    _components: tuple[tuple[str, ...], ...] | None = field(compare=False)
 
     def __init__(
         self,
@@ -128,6 +130,7 @@ class Topology:
         put(self, "name", name)
         put(self, "_outbound", outbound)
         put(self, "_inbound", None)
+        put(self, "_components", None)
 
     def __repr__(self) -> str:
         return f"<Topology {self.name}: {len(self.nodes)} nodes, {len(self.channels)} channels>"
@@ -189,6 +192,12 @@ class Topology:
         A marker gets into such a component only if one of its nodes records spontaneously, and from all of them
         together it gets everywhere. Each component is sorted; they are in order of their first names.
         """
+        if self._components is None:
+            object.__setattr__(self, "_components", self._find_components())
+        assert self._components is not None
+        return self._components
+
+    def _find_components(self) -> tuple[tuple[str, ...], ...]:
         # Two sweeps instead of all components. In the first, the node of a source component that is visited first
         # must be a start, as nothing outside leads to it; so the starts hold exactly one node of each source
         # component. Any other start is reached by one of those, and that one came later, or else the sweep from it
