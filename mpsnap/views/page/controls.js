@@ -156,12 +156,15 @@ function tellEntry(details, rank) {
   const event = eventOf(rank), name = log.nodes[lane[rank]], detail = log.detail[rank] || {};
   const arrow = { message: arrowAt.message[rank], marker: arrowAt.marker[rank] };
   text(details, "h2", `${name}: ${event}`);
-  const rows = [["time", timeText(log.time[rank])], ["entry", `${log.index[rank]} of ${name}`]];
+  const rows = [[ticks ? "tick" : "time", timeText(log.time[rank])], ["entry", `${log.index[rank]} of ${name}`]];
   if (arrow.message >= 0) {
     const i = arrow.message, to = event === "sent";
     rows.push([to ? "to" : "from", log.nodes[to ? messages.dst[i] : messages.src[i]]], ["number", messages.number[i]]);
   }
-  for (const field in detail) if (!(field in VALUE_FIELDS)) rows.push([field, detail[field]]);
+  for (const field in detail) {
+    if (field === "snapshot") rows.push([field, snapshotText(detail[field])]);
+    else if (!(field in VALUE_FIELDS)) rows.push([field, detail[field]]);
+  }
   facts(details, rows);
   const sent = arrow.message >= 0 ? messages.sent[arrow.message] : -1;
   const payload = event === "received" && sent >= 0 ? (log.detail[sent] || {}).payload : undefined;
@@ -178,6 +181,12 @@ function tellEntry(details, rank) {
 }
 
 const VALUE_FIELDS = { state: "the state recorded here", payload: "payload", record: "record", value: "value", error: "error", channels: "in flight to this node, by sender: first number, how many", sent: "sent before, by receiver" };
+
+// Its number, which people use, and its id, which the log has everywhere.
+function snapshotText(id) {
+  const cut = log.cuts.find((one) => one.id === id);
+  return cut && cut.number !== null ? `${cut.number} (${id})` : id;
+}
 
 function stepText(rank) {
   const i = arrowAt.marker[rank], event = eventOf(rank);

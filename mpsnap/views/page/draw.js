@@ -44,7 +44,7 @@ function measure() {
   const box = diagram.getBoundingClientRect();
   view.width = Math.max(200, box.width);
   view.height = Math.max(150, box.height);
-  view.gap = Math.min(210, Math.max(44, (view.height - TOP - BOTTOM) / Math.max(1, lanes)));
+  view.gap = Math.min(210, Math.max(lanes > 14 ? 30 : 44, (view.height - TOP - BOTTOM) / Math.max(1, lanes)));
 }
 
 const screenWidth = () => view.width - GUTTER;
