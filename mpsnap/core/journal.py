@@ -106,9 +106,10 @@ class JournaledCore(NodeCore):
         self._journal.received(src)
         super()._handle(src, payload)
 
-    def _run_timer(self) -> None:
+    def run_timer(self) -> None:
+        """Run the next timer, due or not; there must be one."""
         self._journal.note("timer", method=self._timers[0][3])
-        super()._run_timer()
+        super().run_timer()
 
     def _capture(self) -> Captured:
         captured = super()._capture()

@@ -249,13 +249,13 @@ class NodeCore:
         if self._commands:
             self._run_command()
         elif sources and self._timer_is_due() and not (self._timer_was_last and self._ready):
-            self._run_timer()
+            self.run_timer()
             self._timer_was_last = True
             return True
         elif self._ready:
-            self._run_message()
+            self._take(self._ready.popleft())
         elif sources and self._idle_wanted:
-            self._run("on_idle", lambda: self._node.on_idle(self._ctx))
+            self.run_idle()
         else:
             return False
         self._timer_was_last = False
@@ -264,8 +264,18 @@ class NodeCore:
     def _timer_is_due(self) -> bool:
         return bool(self._timers) and self._timers[0][0] <= self._clock()
 
-    def _run_message(self) -> None:
-        src = self._ready.popleft()
+    def take(self, src: str) -> None:
+        """Run `on_message` for the oldest message that waits from `src`, for a driver that chooses whose turn it is.
+
+        Raises:
+            ProtocolError: None waits.
+        """
+        if src not in self._ready:
+            raise ProtocolError(f"nothing from {src} waits at {self.name}", where=f"{src}->{self.name}")
+        self._ready.remove(src)
+        self._take(src)
+
+    def _take(self, src: str) -> None:
         payload = self.protocol.take(src)
         if self.protocol.waiting(src):
             # To the back: one busy channel must not starve the others.
@@ -289,7 +299,12 @@ class NodeCore:
         reply = self._run("on_command", lambda: self.codec.encode(self._node.on_command(self._ctx, value), where=where))
         self._driver.reply(ticket, reply)
 
-    def _run_timer(self) -> None:
+    def run_idle(self) -> None:
+        """Run `on_idle`, wanted or not."""
+        self._run("on_idle", lambda: self._node.on_idle(self._ctx))
+
+    def run_timer(self) -> None:
+        """Run the next timer, due or not; there must be one."""
         due, order, period, method, frozen = heapq.heappop(self._timers)
         if period is not None:
             # A node that was busy for several periods catches up with this one call, not with a burst.
@@ -394,6 +409,10 @@ class NodeCore:
         return ProtocolError(f"{self.name} cannot {verb} {place}", where=self.name)
 
     # ------------------------------------------------------------- capture
+
+    def fingerprint(self) -> tuple[Captured, object]:
+        """Return all that decides what this node does next: what a capture says, and the rest as plain data."""
+        return self._capture(), (self.protocol.fingerprint(), self._spontaneous, self._idle_wanted)
 
     def _capture(self) -> Captured:
         self._driver.phase("capture")

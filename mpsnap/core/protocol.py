@@ -207,6 +207,10 @@ class FinishedIds:
                 above.remove(place)
             self._mark[series] = place
 
+    def fingerprint(self) -> tuple[object, ...]:
+        """Return which ids are finished, as values that can be compared."""
+        return self._mark, {series: above for series, above in self._above.items() if above}
+
 
 class SnapshotProtocol:
     """Take part in any number of snapshots at once, for one node.
@@ -367,6 +371,15 @@ class SnapshotProtocol:
     def open_channels(self) -> dict[SnapshotId, tuple[str, ...]]:
         """Return, for each snapshot recorded and not yet reported, the sources whose marker is still awaited."""
         return {snapshot_id: tuple(sorted(r.open)) for snapshot_id, r in self._recordings.items()}
+
+    def fingerprint(self) -> tuple[object, ...]:
+        """Return all that decides what happens here next: two nodes of equal fingerprints cannot be told apart."""
+        recordings = [
+            (snapshot_id, r.captured, r.sent, r.received, r.payloads, r.open)
+            for snapshot_id, r in sorted(self._recordings.items())
+        ]
+        inbox = {src: list(waiting) for src, waiting in self._inbox.items() if waiting}
+        return self.sent, self.received, inbox, recordings, self._finished.fingerprint()
 
     def _record(self, snapshot_id: SnapshotId, closing: str | None) -> tuple[Effect, ...]:
         # The capture comes first: it may raise, and then nothing has changed and no marker has left.

@@ -1,0 +1,383 @@
+"""Every schedule of a small cluster, or many random ones of a larger: is each cut right in each of them?
+
+This module owns which steps are tried, what must hold, and how a schedule that breaks it is made short. It must not
+know what a step does: that is the machine's business.
+
+*Always*, in every schedule:
+
+- each snapshot completes, on every node, whatever is taken first;
+- each cut is consistent (`GlobalSnapshot.verify`) and every invariant is true of it;
+- each cut is *reachable*: the program's own steps, those before the cut first and the others after them, lead from the
+  start through exactly the recorded state to exactly the state of when the snapshot was complete. (Paper: section 3,
+  theorem 1. So the recorded state is one that might have been seen, though it may never have occurred.)
+- no hook raises, and every command of the plan is carried out sooner or later.
+
+*Sometimes*, in one schedule at least: a cut holds messages in flight. An exploration in which no cut ever does would
+show nothing, so it fails.
+
+The exhaustive search is breadth-first over states, so that what it finds is a shortest schedule; states that several
+schedules lead to are looked at once, and schedules are counted without being walked. A random schedule that breaks
+something is made short by leaving out steps for as long as it still does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+from mpsnap.core.errors import ConsistencyError, InvariantError, MpsnapError, SnapshotError
+from mpsnap.core.protocol import LocalSnapshot, SnapshotId
+from mpsnap.core.rng import CounterRandom
+from mpsnap.core.snapshot import GlobalSnapshot, Invariant, check_invariants
+from mpsnap.simulator.machine import Command, Initiation, Machine, State, Step
+
+
+class Violation(NamedTuple):
+    """Say what does not hold, and the steps from the start that show it."""
+
+    error: MpsnapError
+    steps: tuple[Step, ...]
+
+
+class Findings(NamedTuple):
+    """Say what an exploration has seen.
+
+    `schedules` counts complete schedules, all of them or those that were drawn; `depth` is the longest; `cuts` counts
+    the different cuts, `in_flight` those of them that hold messages; `exhausted` says that nothing is left to try.
+    """
+
+    states: int
+    steps: int
+    schedules: int
+    depth: int
+    cuts: int
+    in_flight: int
+    exhausted: bool
+    violation: Violation | None
+
+    @property
+    def verdict(self) -> MpsnapError | None:
+        """The error that the exploration ends with, None if all is well."""
+        if self.violation is not None:
+            return self.violation.error
+        if not self.in_flight:
+            return ConsistencyError(
+                f"no cut of {self.cuts} held a message in flight, so this shows nothing",
+                hint="more messages, or snapshots begun while they are on their way",
+            )
+        return None
+
+
+#: Hears how many states or schedules are done; true ends the exploration where it is.
+Progress = Callable[[int], bool]
+#: How many states pass between two calls of `Progress`.
+_STATES_A_LOOK = 256
+
+
+class Explorer:
+    """Look for a schedule in which something does not hold.
+
+    Args:
+        machine: The cluster.
+        invariants: Must be true of every cut.
+
+    Example:
+        >>> Explorer(machine, [conserved]).exhaust().violation is None   # doctest: +SKIP
+        True
+    """
+
+    def __init__(self, machine: Machine, invariants: Iterable[Invariant] = ()) -> None:
+        self._machine = machine
+        self._invariants = tuple(invariants)
+        self._numbers: dict[SnapshotId, int] = {
+            planned.snapshot_id: -1
+            for name in machine.names
+            for planned in machine.plan.get(name, ())
+            if isinstance(planned, Initiation)
+        }
+        for number, snapshot_id in enumerate(sorted(self._numbers, key=lambda s: (s.n, s.initiator))):
+            self._numbers[snapshot_id] = number
+        #: By id and ranks of the local snapshots, the cuts seen so far.
+        self.cuts: dict[tuple[SnapshotId, tuple[int, ...]], GlobalSnapshot] = {}
+        self.in_flight = 0
+
+    def exhaust(self, most: int = 10_000_000, progress: Progress = lambda states: False) -> Findings:
+        """Try every schedule; give up beyond `most` states."""
+        search = _Search(self, self._machine)
+        return search.run(most, progress)
+
+    def walk(self, schedules: int, seed: int, progress: Progress = lambda schedules: False) -> Findings:
+        """Try random schedules: at each state, each possible step is equally likely."""
+        states = steps = depth = done = 0
+        for k in range(schedules):
+            if progress(done):
+                break
+            taken, violation = self._walk_one(CounterRandom(f"explore:{seed}:{k}"))
+            done, steps, depth = done + 1, steps + len(taken), max(depth, len(taken))
+            states += len(taken) + 1
+            if violation is not None:
+                return self.findings(states, steps, done, depth, False, self.shrunk(violation))
+        return self.findings(states, steps, done, depth, False, None)
+
+    def _walk_one(self, draw: CounterRandom) -> tuple[list[Step], Violation | None]:
+        machine, state, taken = self._machine, self._machine.start, list[Step]()
+        possible = machine.enabled(state)
+        while possible:
+            step = possible.pop(draw.randrange(len(possible)))
+            following = machine.after(state, step)
+            if following is None:
+                continue
+            taken.append(step)
+            error = following[1].error or self.broken_by(lambda: taken, state, following[0])
+            if error is not None:
+                return taken, Violation(error, tuple(taken))
+            state = following[0]
+            possible = machine.enabled(state)
+        error = self.broken_at_end(state)
+        return taken, None if error is None else Violation(error, tuple(taken))
+
+    def findings(
+        self, states: int, steps: int, schedules: int, depth: int, exhausted: bool, violation: Violation | None
+    ) -> Findings:
+        """Return what was found, with what this explorer has seen of cuts."""
+        return Findings(states, steps, schedules, depth, len(self.cuts), self.in_flight, exhausted, violation)
+
+    # ------------------------------------------------------------- what must hold
+
+    def broken_by(self, path: Callable[[], Sequence[Step]], before: State, after: State) -> MpsnapError | None:
+        """Return what does not hold of the snapshots that the last step completed; `path` leads to `after`."""
+        for snapshot_id in self._completed(before, after):
+            error = self._judge(snapshot_id, after) or self._unreachable(path(), snapshot_id, after)
+            if error is not None:
+                return error
+        return None
+
+    def broken_at_end(self, state: State) -> MpsnapError | None:
+        """Return what a state without further steps leaves undone."""
+        machine = self._machine
+        locals_ = [machine.locals[rank] for rank in state.locals]
+        for local in locals_:
+            plan = machine.plan.get(local.node, ())
+            if local.planned < len(plan):
+                planned = plan[local.planned]
+                what = planned.text if isinstance(planned, Command) else f"the initiation of {planned.snapshot_id}"
+                return SnapshotError(f"{what} is never carried out", where=local.node)
+        known = sorted({snapshot_id for local in locals_ for snapshot_id in (*local.reports, *local.open)})
+        for snapshot_id in known:
+            missing = [local.node for local in locals_ if snapshot_id not in local.reports]
+            if missing:
+                return ConsistencyError(
+                    f"snapshot {snapshot_id} never completes: no local snapshot of {', '.join(missing)}",
+                    where=missing[0],
+                )
+        return None
+
+    def parts(self, snapshot_id: SnapshotId, state: State) -> Mapping[str, LocalSnapshot]:
+        """Return the local snapshots of a complete snapshot, by node."""
+        machine = self._machine
+        ranks = (machine.locals[rank].reports[snapshot_id] for rank in state.locals)
+        return {name: machine.reports[rank] for name, rank in zip(machine.names, ranks, strict=True)}
+
+    def _completed(self, before: State, after: State) -> Iterator[SnapshotId]:
+        for was, now in zip(before.locals, after.locals, strict=True):
+            if was == now:
+                continue
+            machine = self._machine
+            for snapshot_id in machine.locals[now].reports.keys() - machine.locals[was].reports.keys():
+                if all(snapshot_id in machine.locals[rank].reports for rank in after.locals):
+                    yield snapshot_id
+
+    def _judge(self, snapshot_id: SnapshotId, state: State) -> MpsnapError | None:
+        key = snapshot_id, tuple(self._machine.locals[rank].reports[snapshot_id] for rank in state.locals)
+        if key in self.cuts:
+            return None
+        machine = self._machine
+        number = self._numbers.setdefault(snapshot_id, len(self._numbers))
+        snapshot = GlobalSnapshot(
+            number,
+            snapshot_id,
+            (snapshot_id.initiator,),
+            machine.topology,
+            self.parts(snapshot_id, state),
+            machine.codecs,
+        )
+        try:
+            snapshot.verify()
+            check_invariants(snapshot, self._invariants)
+        except (ConsistencyError, InvariantError) as error:
+            return error
+        self.cuts[key] = snapshot
+        self.in_flight += snapshot.in_flight > 0
+        return None
+
+    def _unreachable(self, path: Sequence[Step], snapshot_id: SnapshotId, final: State) -> MpsnapError | None:
+        """Return an error unless the recorded state lies between the start and the final one; by trying it."""
+        machine = self._machine
+        before, after = self._split(path, str(snapshot_id))
+        state: State | None = machine.start
+        for steps, expected, place in (
+            (before, machine.plain_cut(self.parts(snapshot_id, final)), "from the start to the recorded state"),
+            (after, machine.plain(final), "from the recorded state to the final one"),
+        ):
+            for step in steps:
+                state = None if state is None else machine.plain_after(state, step)
+            if state is None or machine.plain(state) != expected:
+                return ConsistencyError(f"snapshot {snapshot_id} records what cannot be reached: no way {place}")
+        return None
+
+    def _split(self, path: Sequence[Step], snapshot_id: str) -> tuple[list[Step], list[Step]]:
+        """Return the program's own steps before and after the cut, each in the order of the path."""
+        machine, state = self._machine, self._machine.start
+        recorded: set[str] = set()
+        before: list[Step] = []
+        after: list[Step] = []
+        for step in path:
+            local = machine.locals[state.locals[machine.names.index(step.node)]]
+            following = machine.after(state, step)
+            assert following is not None
+            initiation = step.kind == "plan" and isinstance(machine.plan[step.node][local.planned], Initiation)
+            if step.kind != "mark" and not initiation:
+                (after if step.node in recorded else before).append(step)
+            if any(note.event == "recorded" and note.fields["snapshot"] == snapshot_id for note in following[1].notes):
+                recorded.add(step.node)
+            state = following[0]
+        return before, after
+
+    # ------------------------------------------------------------------- shrinking
+
+    def shrunk(self, violation: Violation) -> Violation:
+        """Leave steps out, by halves and then one by one, for as long as the same kind of thing does not hold."""
+        best = violation
+        size = len(best.steps) // 2
+        while size:
+            at = 0
+            while at < len(best.steps):
+                shorter = self.tried([*best.steps[:at], *best.steps[at + size :]])
+                same = shorter is not None and _same(shorter.error, violation.error)
+                if shorter is not None and same and len(shorter.steps) < len(best.steps):
+                    best = shorter
+                else:
+                    at += size
+            size //= 2
+        return best
+
+    def tried(self, steps: Sequence[Step]) -> Violation | None:
+        """Take those of the steps that can be taken, then any others to the end; return the first violation."""
+        machine, state, taken = self._machine, self._machine.start, list[Step]()
+        remaining = list(reversed(steps))
+        while True:
+            step = remaining.pop() if remaining else None
+            choices = [step] if step is not None else machine.enabled(state)
+            for choice in choices:
+                following = machine.after(state, choice)
+                if following is None:
+                    continue
+                taken.append(choice)
+                error = following[1].error or self.broken_by(lambda: taken, state, following[0])
+                if error is not None:
+                    return Violation(error, tuple(taken))
+                state = following[0]
+                break
+            else:
+                if step is None:
+                    error = self.broken_at_end(state)
+                    return None if error is None else Violation(error, tuple(taken))
+
+
+def _same(one: MpsnapError, other: MpsnapError) -> bool:
+    """Whether two violations are of one kind: a shorter schedule must not end in another problem."""
+    return type(one) is type(other) and one.what.split(" ")[:1] == other.what.split(" ")[:1]
+
+
+class _Search:
+    """One breadth-first search through all states.
+
+    A marker that only closes a channel, of a snapshot that its node has recorded already, changes nothing for what else
+    the node may do: it commutes with every other step there. So where one can be seen, seeing it is the one step tried.
+    That it commutes is not taken on trust: with each other step possible there, both orders are compared.
+    """
+
+    def __init__(self, explorer: Explorer, machine: Machine) -> None:
+        self._explorer = explorer
+        self._machine = machine
+        self._rank: dict[State, int] = {machine.start: 0}
+        self._states = [machine.start]
+        #: How each state was found first, how many schedules lead to it, and how long they are.
+        self._found: list[tuple[int, Step | None]] = [(-1, None)]
+        self._ways = [1]
+        self._depth = [0]
+        self._steps = 0
+        self._schedules = 0
+
+    def run(self, most: int, progress: Progress) -> Findings:
+        at = 0
+        violation = None
+        while at < len(self._states) and violation is None:
+            if at % _STATES_A_LOOK == 0 and (progress(at) or at >= most):
+                break
+            violation = self._expand(at)
+            at += 1
+        exhausted = violation is None and at == len(self._states)
+        explorer, depth = self._explorer, max(self._depth)
+        return explorer.findings(at, self._steps, self._schedules, depth, exhausted, violation)
+
+    def _expand(self, at: int) -> Violation | None:
+        machine, state = self._machine, self._states[at]
+        ended = True
+        possible = machine.enabled(state)
+        closing = next((step for step in possible if machine.only_closes(state, step)), None)
+        if closing is not None and self._commutes(state, closing, possible):
+            possible = [closing]
+        for step in possible:
+            following = machine.after(state, step)
+            if following is None:
+                continue
+            ended = False
+            self._steps += 1
+            path = partial(self._path, at, step)
+            error = following[1].error or self._explorer.broken_by(path, state, following[0])
+            if error is not None:
+                return self._explorer.shrunk(Violation(error, tuple(path())))
+            self._reach(at, step, following[0])
+        if ended:
+            self._schedules += self._ways[at]
+            error = self._explorer.broken_at_end(state)
+            return None if error is None else self._explorer.shrunk(Violation(error, tuple(self._path(at))))
+        return None
+
+    def _reach(self, at: int, step: Step, state: State) -> None:
+        rank = self._rank.setdefault(state, len(self._states))
+        if rank == len(self._states):
+            self._states.append(state)
+            self._found.append((at, step))
+            self._ways.append(0)
+            self._depth.append(self._depth[at] + 1)
+        # All ways to a state are of one length, so those to this one are counted by now.
+        self._ways[rank] += self._ways[at]
+
+    def _commutes(self, state: State, closing: Step, possible: Sequence[Step]) -> bool:
+        """Whether a step can change places with each other step of its node."""
+        machine = self._machine
+        one = machine.after(state, closing)
+        if one is None or one[1].error is not None:
+            return False
+        for step in possible:
+            if step.node != closing.node or step == closing:
+                continue
+            other = machine.after(state, step)
+            if other is None:
+                continue
+            both = machine.after(one[0], step), machine.after(other[0], closing)
+            if both[0] is None or both[1] is None or both[0][0] != both[1][0]:
+                return False
+        return True
+
+    def _path(self, at: int, last: Step | None = None) -> list[Step]:
+        """Return the steps to a state, and one more."""
+        steps: list[Step] = [] if last is None else [last]
+        while True:
+            at, step = self._found[at]
+            if step is None:
+                return steps[::-1]
+            steps.append(step)

@@ -1,0 +1,545 @@
+"""A cluster without time: from each state, every step that could come next.
+
+This module owns what a step is and what it does. It must not choose between steps: the explorer tries all of them, a
+schedule names them one by one.
+
+A state is a value: what each node is, and what stands on each channel. The steps from it:
+
+    take SRC->DST    DST's code gets the oldest message on the channel
+    mark SRC->DST    DST sees the first marker on the channel, also when messages stand in front of it: they join the
+                     inbox and wait (a marker acts when it is seen, not when the messages before it are handled)
+    plan NODE        the next command or initiation that the plan has for this node
+    idle NODE        `on_idle`
+    timer NODE       the timer that is due next; without time, any may ring at any moment, in the order set
+
+Nodes are the user's own, run by the real `NodeCore` and the real protocol. As a node does the same whenever it is the
+same and the same happens to it, each such pair is run once and then looked up: a node is brought into a state by
+repeating its own history from the start, so that nothing of the user's is ever copied.
+
+Rules a maintainer keeps: everything that decides what a node does next is in its fingerprint; what two nodes do
+commutes unless one sends to the other, so only the order of the steps of one node, and what channels hold, is state.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+from mpsnap.core.blame import blame, node_error
+from mpsnap.core.codec import Codec
+from mpsnap.core.errors import ConsistencyError, MpsnapError, SnapshotError
+from mpsnap.core.journal import Journal, JournaledCore
+from mpsnap.core.nodecore import Driver, NodeCore
+from mpsnap.core.program import Program, codec_of
+from mpsnap.core.protocol import ChannelState, LocalSnapshot, Marker, SnapshotId
+from mpsnap.core.snapshot import Captured, Timer
+from mpsnap.core.topology import Topology
+
+#: How many live nodes are kept, so that following one path repeats no histories.
+_LIVE = 256
+
+#: For fingerprints: the codec's bytes tell 1 from True and from 1.0, which Python's own comparison does not.
+_EXACT = Codec(types=(Captured, Timer, SnapshotId, ChannelState, LocalSnapshot))
+
+
+class Command(NamedTuple):
+    """Let a node handle a command of plain data; `text` is what a reader calls it."""
+
+    value: object
+    text: str
+
+
+class Initiation(NamedTuple):
+    """Let a node begin this snapshot."""
+
+    snapshot_id: SnapshotId
+
+
+#: By node, what is to be done there, in this order but at any moments.
+Plan: TypeAlias = Mapping[str, Sequence[Command | Initiation]]
+
+
+class Step(NamedTuple):
+    """One step: a kind ("take", "mark", "plan", "idle", "timer") and the channel (src, dst) or the node ("", node)."""
+
+    kind: str
+    src: str
+    node: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.src}->{self.node}" if self.src else f"{self.kind} {self.node}"
+
+    @classmethod
+    def parse(cls, text: str) -> Step:
+        """Read the text form back; ValueError if it is none."""
+        kind, _, place = text.partition(" ")
+        src, arrow, node = place.rpartition("->")
+        if (
+            kind not in ("take", "mark", "plan", "idle", "timer")
+            or not node
+            or bool(arrow) != (kind in ("take", "mark"))
+        ):
+            raise ValueError(f"not a step: {text!r}")
+        return cls(kind, src, node)
+
+
+class State(NamedTuple):
+    """What the cluster is: by rank of the node its `Local`, by rank of the channel the items on it, oldest first."""
+
+    locals: tuple[int, ...]
+    channels: tuple[tuple[int, ...], ...]
+
+
+class Note(NamedTuple):
+    """One event of a step, with the fields of the event log; values of the user's are fixed, not yet JSON."""
+
+    event: str
+    fields: Mapping[str, Any]
+
+
+class Outcome(NamedTuple):
+    """What a step did to its node: the `Local` it becomes, what it sent (channel, item), what happened, and the error.
+
+    With an error, `local` is that of before.
+    """
+
+    local: int
+    sent: tuple[tuple[int, int], ...]
+    notes: tuple[Note, ...]
+    error: MpsnapError | None
+
+
+class Local:
+    """One state of one node. Equal ones are one object, known by `rank`."""
+
+    __slots__ = (
+        *("basic", "cause", "idle", "node", "open", "parent"),
+        *("planned", "rank", "reports", "sources", "timer", "waiting"),
+    )
+
+    def __init__(self, node: str, rank: int, parent: Local | None, cause: Any, actor: _Actor, basic: bytes) -> None:
+        self.node = node
+        self.rank = rank
+        #: The state before, and what happened in it; None for the first.
+        self.parent = parent
+        self.cause = cause
+        #: The user's state with timers, random numbers and count of records: what snapshots are about.
+        self.basic = basic
+        #: How much of the plan is done, and how many idle calls and timers have run.
+        self.planned = actor.planned
+        self.sources = actor.sources
+        self.idle = actor.core.idle_wanted
+        self.timer = actor.core.next_timer is not None
+        #: Sources of messages that were seen and wait.
+        protocol = actor.core.protocol
+        self.waiting = frozenset(src for src in protocol.inbound if protocol.waiting(src))
+        #: By snapshot id, the ranks of the local snapshots reported so far; and the ids of those still recording.
+        self.reports = dict(actor.reports)
+        self.open = tuple(protocol.open_channels())
+
+
+class _Actor(Driver, Journal):
+    """One live node: what it sends, reports and notes in a step is collected here."""
+
+    def __init__(self, machine: Machine, node: str) -> None:
+        self.planned = 0
+        self.sources = 0
+        #: By snapshot id, the rank of this node's local snapshot among all.
+        self.reports: dict[SnapshotId, int] = {}
+        self._intern = machine.intern_report
+        self.sent_items: list[tuple[str, int, object]] = []
+        self.notes: list[Note] = []
+        self._now = 0.0
+        self._answer: bytes = b""
+        self._received: dict[str, int] = {}
+        self._plan = machine.plan.get(node, ())
+        self._codec = machine.codecs[node]
+        topology = machine.topology
+        program = machine.programs[node]
+        self.core = JournaledCore(
+            node,
+            program.load()(),
+            inbound=topology.inbound(node),
+            outbound=topology.outbound(node),
+            unreachable=machine.unreachable(node),
+            incarnation=0,
+            seed=machine.seed,
+            codec=self._codec,
+            driver=self,
+            clock=lambda: self._now,
+            journal=self,
+        )
+        self.core.start(dict(program.params))
+
+    def act(self, kind: str, src: str, items: Sequence[tuple[int, object]]) -> bool:
+        """Take a step that moves these items from the channel; return False if the plan's command was refused."""
+        core = self.core
+        if kind == "take":
+            if items:
+                core.deliver(src, *items[0])
+            else:
+                core.take(src)
+        elif kind == "mark":
+            for number, payload in items[:-1]:
+                core.receive_batch(src, number, (payload,))
+            marker = items[-1][1]
+            assert isinstance(marker, Marker)
+            core.receive_marker(src, marker)
+        elif kind == "plan":
+            return self._carry_out(self._plan[self.planned])
+        elif kind == "idle":
+            self.sources += 1
+            core.run_idle()
+        else:
+            self.sources += 1
+            self._now = max(self._now, core.next_timer or 0.0)
+            core.run_timer()
+        return True
+
+    def _carry_out(self, planned: Command | Initiation) -> bool:
+        self.planned += 1
+        if isinstance(planned, Initiation):
+            self.core.initiate(planned.snapshot_id)
+            return True
+        self.core.command(0, self._codec.encode(planned.value, where="command"))
+        self.core.step(sources=False)
+        return self._codec.decode(self._answer) is not False
+
+    # -------------------------------------------------------- what the core asks
+
+    def send(self, dst: str, number: int, payload: object) -> None:
+        self.sent_items.append((dst, number, payload))
+
+    def send_marker(self, dst: str, marker: Marker) -> None:
+        self.sent_items.append((dst, 0, marker))
+
+    def report(self, local: LocalSnapshot) -> None:
+        if local.snapshot_id in self.reports:
+            raise ConsistencyError(f"a second local snapshot of {local.snapshot_id}", where=local.node)
+        self.reports[local.snapshot_id] = self._intern(local)
+
+    def refused(self, snapshot_id: SnapshotId, error: MpsnapError) -> None:
+        raise error
+
+    def reply(self, ticket: int, value: bytes) -> None:
+        self._answer = value
+
+    def initiated(self, snapshot_id: SnapshotId) -> None:
+        pass
+
+    def emit(self, n: int, record: bytes) -> None:
+        pass
+
+    def log(self, text: str) -> None:
+        pass
+
+    # ------------------------------------------------------------- what it notes
+
+    def sent(self, dst: str, number: int, payload: object) -> None:
+        self.note("sent", to=dst, number=number, payload=payload)
+
+    def received(self, src: str) -> None:
+        number = self._received[src] = self._received.get(src, 0) + 1
+        self.note("received", **{"from": src, "number": number})
+
+    def note(self, event: str, **fields: Any) -> None:
+        self.notes.append(Note(event, fields))
+
+
+class Machine:
+    """All states of a cluster and the steps between them.
+
+    Args:
+        topology: Nodes and channels.
+        programs: What each node runs.
+        plan: Commands and initiations, by node.
+        seed: Of the nodes' random numbers.
+        sources: How many idle calls and timers a node gets at most; without a bound, many programs have no end.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        programs: Mapping[str, Program],
+        plan: Plan,
+        *,
+        seed: int = 0,
+        sources: int | None = None,
+    ) -> None:
+        self.topology = topology
+        self.programs = programs
+        self.plan = plan
+        self.seed = seed
+        self._sources = sources
+        self.names = tuple(sorted(topology.nodes))
+        self.channels = tuple((channel.src, channel.dst) for channel in topology.channels)
+        self._rank = {name: rank for rank, name in enumerate(self.names)}
+        self._channel = {channel: rank for rank, channel in enumerate(self.channels)}
+        classes = {program.reference: program.load() for program in programs.values()}
+        by_class = {reference: codec_of(each, classes.values()) for reference, each in classes.items()}
+        self.codecs: dict[str, Codec] = {name: by_class[programs[name].reference] for name in self.names}
+        self._unreachable: dict[str, tuple[str, ...]] = {}
+        #: Items and local states, each once; and what was run.
+        self._items: list[tuple[int, object]] = []
+        self._item_of: dict[bytes, int] = {}
+        self.reports: list[LocalSnapshot] = []
+        self._report_of: dict[bytes, int] = {}
+        self.locals: list[Local] = []
+        self._local_of: dict[tuple[str, bytes], int] = {}
+        self._outcomes: dict[tuple[int, str, str, tuple[int, ...]], Outcome | None] = {}
+        self._live: OrderedDict[int, _Actor] = OrderedDict()
+        #: Steps that a node can take without an item, by its local state.
+        self._own_steps: dict[int, tuple[Step, ...]] = {}
+        self.start = self._start()
+
+    def unreachable(self, node: str) -> tuple[str, ...]:
+        """Return the nodes that markers from this one cannot reach."""
+        if node not in self._unreachable:
+            self._unreachable[node] = tuple(self.topology.unreachable_from(node))
+        return self._unreachable[node]
+
+    def rank(self, node: str) -> int:
+        """Return the place of a node among all, by name."""
+        return self._rank[node]
+
+    # --------------------------------------------------------------------- steps
+
+    def enabled(self, state: State) -> list[Step]:
+        """Return every step that can be taken, in a fixed order; a command may still be refused when its turn comes."""
+        steps: list[Step] = []
+        for (src, dst), items in zip(self.channels, state.channels, strict=True):
+            waits = src in self.locals[state.locals[self._rank[dst]]].waiting
+            if waits or (items and self._items[items[0]][0]):
+                steps.append(Step("take", src, dst))
+            if any(not self._items[item][0] for item in items):
+                steps.append(Step("mark", src, dst))
+        for local in state.locals:
+            steps += self._own(local)
+        return steps
+
+    def _own(self, rank: int) -> tuple[Step, ...]:
+        steps = self._own_steps.get(rank)
+        if steps is None:
+            local = self.locals[rank]
+            kinds = []
+            if local.planned < len(self.plan.get(local.node, ())):
+                kinds.append("plan")
+            if self._sources is None or local.sources < self._sources:
+                # As in every driver: no idle call while a message waits to be taken.
+                kinds += ["idle"] * (local.idle and not local.waiting) + ["timer"] * local.timer
+            steps = self._own_steps[rank] = tuple(Step(kind, "", local.node) for kind in kinds)
+        return steps
+
+    def after(self, state: State, step: Step) -> tuple[State, Outcome] | None:
+        """Return the state after a step and what happened in it; None if the step cannot be taken."""
+        rank = self._rank.get(step.node)
+        moved: tuple[int, ...] = ()
+        channels = state.channels
+        if rank is None or (step.src and (step.src, step.node) not in self._channel):
+            return None
+        if step.src:
+            at = self._channel[step.src, step.node]
+            count = self._moved(state, step, channels[at])
+            if count is None:
+                return None
+            moved, rest = channels[at][:count], channels[at][count:]
+            channels = (*channels[:at], rest, *channels[at + 1 :])
+        elif step not in self._own(state.locals[rank]):
+            return None
+        outcome = self._outcome(state.locals[rank], step, moved)
+        if outcome is None:
+            return None
+        locals_ = (*state.locals[:rank], outcome.local, *state.locals[rank + 1 :])
+        return State(locals_, self._with_sent(channels, outcome.sent)), outcome
+
+    def only_closes(self, state: State, step: Step) -> bool:
+        """Whether a step is the seeing of a marker whose snapshot its node has recorded already."""
+        if step.kind != "mark":
+            return False
+        local = self.locals[state.locals[self._rank[step.node]]]
+        items = state.channels[self._channel[step.src, step.node]]
+        marker = next(self._items[item][1] for item in items if not self._items[item][0])
+        assert isinstance(marker, Marker)
+        return marker.snapshot_id in local.open or marker.snapshot_id in local.reports
+
+    def _moved(self, state: State, step: Step, items: tuple[int, ...]) -> int | None:
+        """Return how many items of its channel a step moves; None if it cannot be taken."""
+        if step.kind == "take":
+            if step.src in self.locals[state.locals[self._rank[step.node]]].waiting:
+                return 0
+            return 1 if items and self._items[items[0]][0] else None
+        for k, item in enumerate(items):
+            if not self._items[item][0]:
+                return k + 1
+        return None
+
+    def _with_sent(
+        self, channels: tuple[tuple[int, ...], ...], sent: Iterable[tuple[int, int]]
+    ) -> tuple[tuple[int, ...], ...]:
+        if not sent:
+            return channels
+        changed = list(channels)
+        for at, item in sent:
+            changed[at] = (*changed[at], item)
+        return tuple(changed)
+
+    # --------------------------------------------------------- without snapshots
+
+    def plain_after(self, state: State, step: Step) -> State | None:
+        """Return the state after a step of the program itself, as if nobody ever took a snapshot; None if it cannot be.
+
+        Initiations are passed over, and markers of a node that begins snapshots by itself are thrown away.
+        """
+        rank = self._rank[step.node]
+        local = self.locals[state.locals[rank]]
+        while step.kind == "plan" and isinstance(self.plan[step.node][local.planned], Initiation):
+            passed = self._outcome(local.rank, Step("pass", "", step.node), ())
+            assert passed is not None
+            state = State((*state.locals[:rank], passed.local, *state.locals[rank + 1 :]), state.channels)
+            local = self.locals[passed.local]
+        following = self.after(state, step)
+        if following is None or following[1].error is not None:
+            return None
+        channels = tuple(tuple(item for item in items if self._items[item][0]) for items in following[0].channels)
+        return State(following[0].locals, channels)
+
+    def plain(self, state: State) -> tuple[tuple[bytes, ...], tuple[tuple[tuple[int, bytes], ...], ...]]:
+        """Return what the program itself is in a state: nodes, and all messages that are sent and not yet taken."""
+        nodes = tuple(self.locals[rank].basic for rank in state.locals)
+        return nodes, tuple(
+            (*self._waiting(state, channel), *(self._plain_item(item) for item in items if self._items[item][0]))
+            for channel, items in zip(self.channels, state.channels, strict=True)
+        )
+
+    def plain_cut(self, parts: Mapping[str, LocalSnapshot]) -> object:
+        """Return what the program itself is in a recorded cut, in the form of `plain`."""
+        nodes = tuple(_basic(parts[name].captured) for name in self.names)
+        channels = []
+        for src, dst in self.channels:
+            first, payloads = parts[dst].channels[src]
+            channels.append(tuple((first + k, _EXACT.encode(payload)) for k, payload in enumerate(payloads)))
+        return nodes, tuple(channels)
+
+    def _plain_item(self, item: int) -> tuple[int, bytes]:
+        number, payload = self._items[item]
+        return number, _EXACT.encode(payload)
+
+    def _waiting(self, state: State, channel: tuple[str, str]) -> list[tuple[int, bytes]]:
+        src, dst = channel
+        local = self.locals[state.locals[self._rank[dst]]]
+        if src not in local.waiting:
+            return []
+        protocol = self._actor(local).core.protocol
+        inbox: Any = protocol.fingerprint()[2]
+        first = protocol.received[src] + 1
+        return [(first + k, _EXACT.encode(payload)) for k, payload in enumerate(inbox[src])]
+
+    # ------------------------------------------------------------- running a node
+
+    def _start(self) -> State:
+        locals_, sent = [], []
+        for name in self.names:
+            actor = self._new_actor(name)
+            sent += self._sent(name, actor)
+            locals_.append(self._local(name, None, None, actor).rank)
+        empty: tuple[tuple[int, ...], ...] = ((),) * len(self.channels)
+        return State(tuple(locals_), self._with_sent(empty, sent))
+
+    def _new_actor(self, name: str) -> _Actor:
+        try:
+            return _Actor(self, name)
+        except MpsnapError:
+            raise
+        except Exception as error:
+            raise node_error(name, "setup", blame(error), "raised") from error
+
+    def _outcome(self, rank: int, step: Step, moved: tuple[int, ...]) -> Outcome | None:
+        key = (rank, step.kind, step.src, moved)
+        if key not in self._outcomes:
+            self._outcomes[key] = self._run(self.locals[rank], step, moved)
+        return self._outcomes[key]
+
+    def _run(self, local: Local, step: Step, moved: tuple[int, ...]) -> Outcome | None:
+        actor = self._actor(local)
+        del self._live[local.rank]
+        cause = (step.kind, step.src, tuple(self._items[item] for item in moved))
+        try:
+            if not self._act(actor, cause):
+                return None
+        except Exception as raised:
+            return Outcome(local.rank, (), tuple(actor.notes), _error_of(actor.core, raised))
+        sent = tuple(self._sent(local.node, actor))
+        return Outcome(self._local(local.node, local, cause, actor).rank, sent, tuple(actor.notes), None)
+
+    @staticmethod
+    def _act(actor: _Actor, cause: tuple[str, str, Any]) -> bool:
+        actor.notes, actor.sent_items = [], []
+        if cause[0] == "pass":
+            actor.planned += 1
+            return True
+        return actor.act(*cause)
+
+    def _actor(self, local: Local) -> _Actor:
+        """Return a live node in this state: one that is in it, or a new one that repeats its history."""
+        actor = self._live.get(local.rank)
+        if actor is not None:
+            return actor
+        causes = []
+        ancestor: Local = local
+        while ancestor.parent is not None:
+            causes.append(ancestor.cause)
+            ancestor = ancestor.parent
+        actor = self._new_actor(local.node)
+        for cause in reversed(causes):
+            self._act(actor, cause)
+        self._keep(local.rank, actor)
+        return actor
+
+    def _keep(self, rank: int, actor: _Actor) -> None:
+        self._live[rank] = actor
+        if len(self._live) > _LIVE:
+            self._live.popitem(last=False)
+
+    def _sent(self, name: str, actor: _Actor) -> list[tuple[int, int]]:
+        return [(self._channel[name, dst], self._item(number, payload)) for dst, number, payload in actor.sent_items]
+
+    def intern_report(self, local: LocalSnapshot) -> int:
+        """Return the rank of a local snapshot among all; equal ones have one."""
+        rank = self._report_of.setdefault(_EXACT.encode(local), len(self.reports))
+        if rank == len(self.reports):
+            self.reports.append(local)
+        return rank
+
+    def _item(self, number: int, payload: object) -> int:
+        exact = _EXACT.encode((number, tuple(payload) if isinstance(payload, Marker) else payload))
+        if exact not in self._item_of:
+            self._item_of[exact] = len(self._items)
+            self._items.append((number, payload))
+        return self._item_of[exact]
+
+    def _local(self, name: str, parent: Local | None, cause: Any, actor: _Actor) -> Local:
+        captured, rest = actor.core.fingerprint()
+        basic = _basic(captured)
+        exact = _EXACT.encode((captured, rest, actor.planned, actor.sources, actor.reports))
+        rank = self._local_of.setdefault((name, exact), len(self.locals))
+        if rank == len(self.locals):
+            self.locals.append(Local(name, rank, parent, cause, actor, basic))
+        self._keep(rank, actor)
+        return self.locals[rank]
+
+
+def _error_of(core: NodeCore, raised: Exception) -> MpsnapError:
+    if core.hook != "waiting":
+        return node_error(core.name, core.hook, blame(raised), "raised")
+    if isinstance(raised, SnapshotError):
+        return raised
+    # No code of the user's was running: a rule of the protocol is broken.
+    what = raised.what if isinstance(raised, MpsnapError) else f"{type(raised).__name__}: {raised}"
+    where = raised.where if isinstance(raised, MpsnapError) else core.name
+    return ConsistencyError(what, where=where)
+
+
+def _basic(captured: object) -> bytes:
+    assert isinstance(captured, Captured)
+    return _EXACT.encode((captured.state, captured.timers, captured.random, captured.finished, captured.emitted))
