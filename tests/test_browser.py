@@ -464,6 +464,22 @@ def test_only_what_is_in_view_is_drawn_and_too_much_becomes_bars(opened: Opened)
     assert len(recorded(page)) == 8
 
 
+def test_of_many_nodes_those_in_view_are_drawn(opened: Opened) -> None:
+    page, drawing = opened(large(6, 400)), diagram(large(6, 400))
+    settled(page)
+    assert page.locator("#world .lane").count() < 120
+    assert page.locator("#diagram *").count() < 2500
+    first = recorded(page)
+    assert first[0][0] == 0
+    page.evaluate("pick({ id: log.cuts[0].recorded[300] }, true)")
+    assert page.inner_text("#details h2") == "N301: recorded"
+    later = recorded(page)
+    assert {300} <= {lane for lane, _, _ in later}
+    assert 0 not in {lane for lane, _, _ in later}
+    assert all(cut_passes(page, x, y) for _, x, y in later)
+    assert len(drawing.nodes) == 400
+
+
 def test_a_page_that_holds_a_part_says_so(opened: Opened) -> None:
     page = opened(large(), max_entries=600)
     assert "This page holds 600 of the log's" in page.inner_text("#notices")

@@ -28,9 +28,9 @@ from mpsnap.core.history import Entry, History, parse_log
 from mpsnap.views.dot import dot_text
 from mpsnap.views.html import html_text
 from mpsnap.views.perfetto import perfetto_text, trace_events
-from mpsnap.views.shiviz import PARSER, shiviz_text, vector_clocks
+from mpsnap.views.shiviz import PARSER, TooManyNumbers, shiviz_text, vector_clocks
 from mpsnap.views.spacetime import Diagram, NoSuchCut, chosen_cut, diagram
-from mpsnap.views.svg import MOST_COLUMNS, svg_text
+from mpsnap.views.svg import MOST_COLUMNS, MOST_NODES, svg_text
 from mpsnap.views.wording import brief, described
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -288,6 +288,16 @@ def test_a_picture_without_a_cut_and_one_that_was_not_completed() -> None:
     assert "abandoned" in "".join(abandoned.itertext())
 
 
+def test_of_many_nodes_the_first_are_drawn_and_it_says_so() -> None:
+    root = svg_of(large(20, MOST_NODES + 10))
+    assert f"{MOST_NODES + 10} nodes, " in "".join(root.itertext())
+    assert f"the first {MOST_NODES} nodes shown" in "".join(root.itertext())
+    assert kinds_of(root).count("lane") == MOST_NODES
+    assert len(places_of(root, "recorded")) == MOST_NODES + 1
+    height = float(root.attrib["height"])
+    assert all(y < height for kind in ("recorded", "crossing", "glyph") for _, y in places_of(root, kind))
+
+
 # --- Hostile text. ---
 
 
@@ -415,9 +425,11 @@ def test_clocks_tell_what_happened_before_what(history: Callable[[], History]) -
             if cause is not None:
                 after[cause].append((str(entry.node), entry.index))
     clocks = {
-        (str(point.entry.node), point.entry.index): (point.lane, clock)
-        for point, clock in zip(drawing.points, vector_clocks(drawing), strict=True)
-        if point.lane is not None
+        (str(drawing.points[rank].entry.node), drawing.points[rank].entry.index): (
+            drawing.points[rank].lane or 0,
+            dict(clock),
+        )
+        for rank, clock in vector_clocks(drawing)
     }
     for one, (lane, clock) in clocks.items():
         reached, todo = set[tuple[str, int]](), [one]
@@ -426,7 +438,7 @@ def test_clocks_tell_what_happened_before_what(history: Callable[[], History]) -
                 if following not in reached:
                     reached.add(following)
                     todo.append(following)
-        told = {other for other, (_, its) in clocks.items() if other != one and its[lane] >= clock[lane]}
+        told = {other for other, (_, its) in clocks.items() if other != one and its.get(lane, 0) >= clock[lane]}
         assert told == reached
 
 
@@ -462,6 +474,16 @@ def test_the_expression_is_one_of_javascript(tmp_path: Path) -> None:
     done = run(["node", "-e", program], cwd=tmp_path)
     count = sum(entry.node is not None for entry in everything().entries)
     assert done.stdout.split() == [str(count)] * 3, done.stderr
+
+
+def test_clocks_that_would_fill_a_disk_are_refused(export: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TooManyNumbers):
+        shiviz_text(diagram(everything()), most=50)
+    assert len(shiviz_text(diagram(everything()), most=500)) > 1000
+    monkeypatch.setattr("mpsnap.cli.export.shiviz_text", lambda drawing: shiviz_text(drawing, most=50))
+    status, _, stderr = export("run.log", "--as", "shiviz")
+    assert status == 2
+    assert "run.log: 41 entries of 3 nodes are too many for vector clocks; try: --as html" in stderr
 
 
 # --- Perfetto. ---

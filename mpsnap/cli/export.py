@@ -17,7 +17,7 @@ from mpsnap.core.topology import listed, shown
 from mpsnap.views.dot import dot_text
 from mpsnap.views.html import html_text
 from mpsnap.views.perfetto import perfetto_text
-from mpsnap.views.shiviz import PARSER, shiviz_text
+from mpsnap.views.shiviz import PARSER, TooManyNumbers, shiviz_text
 from mpsnap.views.spacetime import Cut, Diagram, NoSuchCut, chosen_cut, diagram, name_of
 from mpsnap.views.svg import svg_text
 
@@ -176,7 +176,13 @@ def _drawn(drawing: Diagram, cut: Cut | None, options: argparse.Namespace) -> st
         return svg_text(drawing, cut, options.start, options.end)
     if options.form == "dot":
         return dot_text(drawing, cut)
-    return shiviz_text(drawing) if options.form == "shiviz" else perfetto_text(drawing)
+    if options.form == "perfetto":
+        return perfetto_text(drawing)
+    try:
+        return shiviz_text(drawing)
+    except TooManyNumbers as error:
+        what = f"{len(drawing.points):,} entries of {len(drawing.nodes):,} nodes are too many for vector clocks"
+        raise InputError(what, where=options.log, hint="--as html, or a shorter run") from error
 
 
 def _narrate(text: str) -> None:

@@ -11,7 +11,7 @@ word. Only events of nodes count, for a supervisor exchanges no messages with th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from urllib.parse import quote
 
 from mpsnap.views.spacetime import Diagram, name_of
@@ -19,56 +19,66 @@ from mpsnap.views.wording import described
 
 #: What reads a line, in the dialect of JavaScript.
 PARSER = r"^(?<host>\S+) (?<clock>\{.*?\}) (?<time>\S+) (?<event>.*)$"
+#: Numbers of all clocks together; ShiViz itself has long given up by then.
+MOST_NUMBERS = 50_000_000
 #: Names that mean something else to the JavaScript objects in which ShiViz keeps its nodes.
 _RESERVED = frozenset(
     ("constructor", "hasOwnProperty", "isPrototypeOf", "propertyIsEnumerable", "toLocaleString", "toString", "valueOf")
 )
 
 
-def shiviz_text(drawing: Diagram) -> str:
-    """Return the file: the expression, no delimiter, the lines."""
-    return "\n".join((PARSER, "", *_lines(drawing), ""))
+class TooManyNumbers(ValueError):
+    """The clocks of a log would fill a disk."""
 
 
-def _lines(drawing: Diagram) -> Iterator[str]:
-    hosts = [host(name) for name in drawing.nodes]
+def shiviz_text(drawing: Diagram, most: int = MOST_NUMBERS) -> str:
+    """Return the file: the expression, no delimiter, the lines.
+
+    Raises:
+        TooManyNumbers: All clocks together have more than `most`.
+    """
+    return "\n".join((PARSER, "", *_lines(drawing, most), ""))
+
+
+def _lines(drawing: Diagram, most: int) -> Iterator[str]:
+    hosts = [json.dumps(host(name)) for name in drawing.nodes]
     names = {cut.id: name_of(cut) for cut in drawing.cuts}
-    sent = {
-        arrow.received: arrow.sent
-        for arrow in (*drawing.messages, *drawing.markers)
-        if arrow.received is not None and arrow.sent is not None
-    }
-    clocks = vector_clocks(drawing)
-    for rank, point in enumerate(drawing.points):
-        if point.lane is None:
-            continue
-        clock = json.dumps({hosts[lane]: count for lane, count in enumerate(clocks[rank]) if count})
+    sent = {arrow.received: arrow.sent for arrow in drawing.messages if arrow.sent is not None}
+    for rank, clock in vector_clocks(drawing):
+        most -= len(clock)
+        if most < 0:
+            raise TooManyNumbers
+        point = drawing.points[rank]
         cause = sent.get(rank)
         payload = None if cause is None else drawing.points[cause].entry.detail.get("payload")
         text = described(point.entry, names, payload).encode("ascii", "backslashreplace").decode()
-        yield f"{hosts[point.lane]} {clock} {point.entry.time} {text}"
+        told = ", ".join(f"{hosts[lane]}: {count}" for lane, count in sorted(clock.items()))
+        yield f"{host(point.entry.node or '')} {{{told}}} {point.entry.time} {text}"
 
 
-def vector_clocks(drawing: Diagram) -> list[Sequence[int]]:
-    """Return by rank the clock of each entry: of each node, by lane, how many of its entries happened before or are it.
+def vector_clocks(drawing: Diagram) -> Iterator[tuple[int, Mapping[int, int]]]:
+    """Yield the rank and the clock of each entry of a node.
 
-    The supervisor's are empty.
+    A clock has of each node, by lane, how many of its entries happened before this one or are it; those of which none
+    did are left out. It is good until the next one.
     """
-    latest = [[0] * len(drawing.nodes) for _ in drawing.nodes]
+    latest: list[dict[int, int]] = [{} for _ in drawing.nodes]
     causes = {arrow.received: arrow.sent for arrow in (*drawing.messages, *drawing.markers) if arrow.sent is not None}
-    clocks: list[Sequence[int]] = []
+    #: Of what was sent and will be received, the clocks: nobody asks for others.
+    kept: dict[int, dict[int, int]] = {}
+    awaited = frozenset(sent for received, sent in causes.items() if received is not None)
     for rank, point in enumerate(drawing.points):
         if point.lane is None:
-            clocks.append(())
             continue
         clock = latest[point.lane]
-        cause = causes.get(rank)
         # Only in a log that contradicts itself does a cause come later.
-        if cause is not None and cause < rank:
-            clock[:] = map(max, clock, clocks[cause])
-        clock[point.lane] += 1
-        clocks.append(tuple(clock))
-    return clocks
+        for lane, count in kept.pop(causes.get(rank, -1), {}).items():
+            if count > clock.get(lane, 0):
+                clock[lane] = count
+        clock[point.lane] = clock.get(point.lane, 0) + 1
+        if rank in awaited:
+            kept[rank] = dict(clock)
+        yield rank, clock
 
 
 def host(name: str) -> str:

@@ -23,6 +23,8 @@ WIDTH = 860
 WIDEST, NARROWEST = 40.0, 9.0
 #: Columns of a picture at most: nobody looks at a wider one, and what shows it would not open it.
 MOST_COLUMNS = 2_000
+#: Node lines of a picture at most: the first ones.
+MOST_NODES = 40
 _RIGHT, _TOP = 26.0, 104.0
 #: Characters of a node's name.
 _NAME = 18
@@ -110,7 +112,7 @@ def window(drawing: Diagram, cut: Cut | None, start: float | None, end: float | 
 
 def _left(drawing: Diagram) -> float:
     """Return where the node lines begin: right of the longest name."""
-    return 40.0 + 7.2 * max((len(brief_line(name, _NAME)) for name in drawing.nodes), default=2)
+    return 40.0 + 7.2 * max((len(brief_line(name, _NAME)) for name in drawing.nodes[:MOST_NODES]), default=2)
 
 
 class _Picture:
@@ -120,6 +122,7 @@ class _Picture:
         self._drawing = drawing
         self._cut = cut
         self._left = _left(drawing)
+        self._nodes = drawing.nodes[:MOST_NODES]
         self._asked = start is not None or end is not None
         self._first, self._last = window(drawing, cut, start, end)
         shown = max(1, self._last - self._first + 1)
@@ -136,7 +139,7 @@ class _Picture:
 
     def text(self) -> str:
         drawing = self._drawing
-        bottom = self._y(max(0, len(drawing.nodes) - 1)) + 34
+        bottom = self._y(max(0, len(self._nodes) - 1)) + 34
         notices = [f"Note: {notice}" for notice in drawing.notices[:3]]
         below = bottom + (84 if self._glyphs else 64)
         height = below - 2 + 16 * len(notices)
@@ -193,6 +196,8 @@ class _Picture:
         ticks = drawing.head.unit == "ticks"
         unit = "ticks " if ticks else ""
         facts = f"{drawing.head.driver}, {count(len(drawing.nodes), 'node')}, {len(drawing.points)} entries"
+        if len(drawing.nodes) > MOST_NODES:
+            facts += f", the first {MOST_NODES} nodes shown"
         times = [point.entry.time for point in drawing.points if point.lane is not None]
         if not times:
             return facts
@@ -252,13 +257,13 @@ class _Picture:
         self._add(f'<path class="{kind}" d="{curve}"/>')
 
     def _line(self, cut: Cut) -> list[tuple[float, float]]:
-        return [self._at(cut.recorded[lane]) for lane in sorted(cut.recorded)]
+        return [self._at(cut.recorded[lane]) for lane in sorted(cut.recorded) if lane < MOST_NODES]
 
     def _shows_line(self, line: Sequence[tuple[float, float]]) -> bool:
         return any(self._x(self._first) <= x <= self._x(self._last) for x, _ in line)
 
     def _lanes(self) -> None:
-        for lane in range(len(self._drawing.nodes)):
+        for lane in range(len(self._nodes)):
             y = _n(self._y(lane))
             self._add(f'<path class="lane" d="M{_n(self._left - 8)} {y}H{_n(self._width - 12)}"/>')
 
@@ -274,7 +279,7 @@ class _Picture:
 
     def _arrow(self, arrow: Arrow, line: str, head: str) -> None:
         columns = self._columns(arrow)
-        if not self._shows(*columns):
+        if not self._shows(*columns) or min(arrow.src, arrow.dst) >= MOST_NODES:
             return
         (x0, y0), (x1, y1) = self._ends(arrow)
         if arrow.received is None:
@@ -304,7 +309,7 @@ class _Picture:
 
     def _events(self) -> None:
         for point in self._drawing.points:
-            if point.lane is None or not self._first <= point.column <= self._last:
+            if point.lane is None or point.lane >= MOST_NODES or not self._first <= point.column <= self._last:
                 continue
             x, y, event = _n(self._x(point.column)), _n(self._y(point.lane)), point.entry.event
             if event in ("sent", "received"):
@@ -318,7 +323,7 @@ class _Picture:
 
     def _labels(self) -> None:
         """Write names, states and payloads, each where there is room; who comes first is served first."""
-        for lane, name in enumerate(self._drawing.nodes):
+        for lane, name in enumerate(self._nodes):
             self._text(self._left - 14, self._y(lane) + 4, brief_line(name, _NAME), "node", 'text-anchor="end"')
         if self._cut is None or not (line := self._line(self._cut)):
             return
@@ -326,7 +331,7 @@ class _Picture:
         label = name_of(self._cut)
         x = min(max(line[0][0], self._left + 3.3 * len(label)), self._width - 12 - 3.3 * len(label))
         self._text(x, top - 20, brief_line(label, 30), "cutlabel", 'text-anchor="middle"')
-        recorded = sorted(self._cut.recorded.items())
+        recorded = sorted(item for item in self._cut.recorded.items() if item[0] < MOST_NODES)
         crossings = list(self._crossings(line))
         self._taken += [Box(x - 7, y - 7, x + 7, y + 7) for x, y in line]
         self._taken += [Box(x - 5, y - 5, x + 5, y + 5) for _, x, y in crossings]
@@ -371,7 +376,7 @@ class _Picture:
     def _legend(self, y: float) -> None:
         unended = any(arrow.received is None for arrow in self._drawing.messages)
         samples = [("message", "head", "message"), ("marker", "markerhead", "marker")]
-        x = self._left
+        x = 20.0
         if self._cut is not None and self._cut.recorded:
             self._add(f'<path class="cut" d="M{_n(x)} {_n(y + 8)}V{_n(y - 8)}"/>')
             self._add(f'<path class="recorded" transform="translate({_n(x)} {_n(y)})" d="M-5.5 0L0 -6L5.5 0L0 6Z"/>')
@@ -387,7 +392,7 @@ class _Picture:
             self._add(f'<path class="message unended" d="M{_n(x)} {_n(y)}H{_n(x + 26)}"/>')
             self._add(f'<circle class="end" cx="{_n(x + 29)}" cy="{_n(y)}" r="3"/>')
             self._sample(x + 38, y, "not received in this log")
-        x = self._left
+        x = 20.0
         for event in self._glyphs:
             self._glyph(event, x + 4, y + 22)
             x = self._sample(x + 14, y + 22, _WORDS.get(event, event))

@@ -35,12 +35,23 @@ function center(unit) {
   refresh();
 }
 
+// From where to where a cut goes; the other way round if nobody recorded.
+function spanOfCut(cut) {
+  let low = Infinity, high = -Infinity;
+  for (const rank of cut.recorded) {
+    if (rank < 0) continue;
+    low = Math.min(low, positions[view.axis][rank]);
+    high = Math.max(high, positions[view.axis][rank]);
+  }
+  return [low, high];
+}
+
 // Show the cut with a little around it, at a scale at which it can be read if there is one.
 function toCut() {
-  const ranks = selected >= 0 ? log.cuts[selected].recorded.filter((rank) => rank >= 0) : [];
-  if (!ranks.length) return;
-  const places = ranks.map((rank) => positions[view.axis][rank]);
-  const low = Math.min(...places), high = Math.max(...places), margin = view.axis === "order" ? 10 : (high - low) * 0.3;
+  if (selected < 0) return;
+  const [low, high] = spanOfCut(log.cuts[selected]);
+  if (low > high) return;
+  const margin = view.axis === "order" ? 10 : (high - low) * 0.3;
   const best = screenWidth() / (high - low + 2 * margin || 1);
   view.scale = view.axis === "order" ? Math.min(26, Math.max(5, best)) : best;
   center((low + high) / 2);
@@ -83,8 +94,8 @@ function select(index, move = true) {
 }
 
 function cutInView(cut) {
-  const high = view.left + screenWidth() / view.scale;
-  return cut.recorded.every((rank) => rank < 0 || (positions[view.axis][rank] >= view.left && positions[view.axis][rank] <= high));
+  const [low, high] = spanOfCut(cut);
+  return low >= view.left && high <= view.left + screenWidth() / view.scale;
 }
 
 function fillCuts() {

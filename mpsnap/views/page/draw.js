@@ -62,6 +62,10 @@ function clamp() {
   view.top = Math.max(0, Math.min(view.top, TOP + lanes * view.gap + BOTTOM - view.height));
 }
 
+const laneAt = (y) => Math.max(0, Math.min(lanes - 1, Math.floor((y + view.top - TOP) / view.gap)));
+const drawnTop = () => TOP + drawn.first * view.gap;
+const drawnBottom = () => TOP + (drawn.last + 1) * view.gap;
+
 // Draw anew, or only move what is drawn.
 let due = 0;
 function refresh(anew = true) {
@@ -72,8 +76,12 @@ function refresh(anew = true) {
 function paint() {
   clamp();
   const shown = screenWidth() / view.scale;
-  if (!drawn || drawn.scale !== view.scale || view.left < drawn.from || view.left + shown > drawn.to) {
+  const [first, last] = [laneAt(TOP), laneAt(view.height)];
+  if (!drawn || drawn.scale !== view.scale || view.left < drawn.from || view.left + shown > drawn.to || first < drawn.first || last > drawn.last) {
     drawn = { left: view.left, scale: view.scale, from: view.left - shown * 0.6, to: view.left + shown * 1.6 };
+    // As many node lines above and below as are in view.
+    const more = last - first + 1;
+    [drawn.first, drawn.last] = [Math.max(0, first - more), Math.min(lanes - 1, last + more)];
     drawWorld();
     drawAxis();
     drawNames();
@@ -91,21 +99,20 @@ function paint() {
 function drawWorld() {
   const world = layers.world;
   world.replaceChildren();
-  const bottom = TOP + lanes * view.gap;
   const points = visiblePoints();
   const crowded = points.length > MOST_EVENTS;
   const cut = selected >= 0 ? log.cuts[selected] : null;
   const line = cut ? lineOf(cut) : [];
   if (cut && line.length && cut.status === "completed") {
-    make(world, "path", { class: "past", d: curve(line, TOP, bottom) + `H${round(X(drawn.from))}V${TOP}Z` });
+    make(world, "path", { class: "past", d: curve(line) + `H${round(X(drawn.from))}V${drawnTop()}Z` });
   }
-  for (let i = 0; i < lanes; i++) {
+  for (let i = drawn.first; i <= drawn.last; i++) {
     make(world, "path", { class: "lane", d: `M${round(X(drawn.from))} ${Y(i)}H${round(X(drawn.to))}` });
   }
-  drawOtherCuts(world, bottom);
+  drawOtherCuts(world);
   if (cut && line.length) {
     const kind = cut.status === "completed" ? "cut" : "cut open";
-    make(world, "path", { id: "cut", class: kind, "data-snapshot": cut.id, d: curve(line, TOP, bottom) });
+    make(world, "path", { id: "cut", class: kind, "data-snapshot": cut.id, d: curve(line) });
   }
   const flying = new Set(cut ? cut.flying : []);
   if (picked && picked.arrows) drawPicked(world);
@@ -127,14 +134,17 @@ function drawWorld() {
 function visiblePoints() {
   const at = positions[view.axis], found = [];
   for (let rank = 0; rank < lane.length; rank++) {
-    if (lane[rank] >= 0 && at[rank] >= drawn.from && at[rank] <= drawn.to) found.push(rank);
+    if (lane[rank] >= drawn.first && lane[rank] <= drawn.last && at[rank] >= drawn.from && at[rank] <= drawn.to) found.push(rank);
   }
   return found;
 }
 
+const inLanes = (arrows, i) =>
+  Math.max(arrows.src[i], arrows.dst[i]) >= drawn.first && Math.min(arrows.src[i], arrows.dst[i]) <= drawn.last;
+
 function* visibleArrows(arrows) {
   const { from, to } = arrows.span(view.axis);
-  for (let i = 0; i < arrows.length; i++) if (to[i] >= drawn.from && from[i] <= drawn.to) yield i;
+  for (let i = 0; i < arrows.length; i++) if (to[i] >= drawn.from && from[i] <= drawn.to && inLanes(arrows, i)) yield i;
 }
 
 function endsOf(arrows, i) {
@@ -180,19 +190,19 @@ function addArrow(part, arrows, i) {
 
 function drawBars(world, points) {
   const at = positions[view.axis], width = 3, bins = Math.ceil((drawn.to - drawn.from) * drawn.scale / width) + 1;
-  const counts = log.nodes.map(() => new Uint32Array(bins));
+  const counts = Array.from({ length: drawn.last - drawn.first + 1 }, () => new Uint32Array(bins));
   let most = 1;
   for (const rank of points) {
     const bin = Math.floor((at[rank] - drawn.from) * drawn.scale / width);
-    most = Math.max(most, ++counts[lane[rank]][bin]);
+    most = Math.max(most, ++counts[lane[rank] - drawn.first][bin]);
   }
   const start = X(drawn.from);
-  counts.forEach((row, i) => {
-    const d = [];
+  counts.forEach((row, k) => {
+    const d = [], y = Y(drawn.first + k);
     row.forEach((n, bin) => {
       if (!n) return;
       const height = Math.max(1, view.gap * 0.4 * n / most);
-      d.push(`M${round(start + bin * width)} ${round(Y(i) - height)}h${width - 0.6}v${round(2 * height)}h${0.6 - width}Z`);
+      d.push(`M${round(start + bin * width)} ${round(y - height)}h${width - 0.6}v${round(2 * height)}h${0.6 - width}Z`);
     });
     make(world, "path", { class: "bars", d: d.join("") });
   });
@@ -217,24 +227,27 @@ function drawEvents(world, points) {
 
 // ---------------------------------------------------------------- cuts
 
-// The points where nodes recorded, from the first node to the last: [x, y, lane, rank].
+// The points where the nodes that are drawn recorded, from the first to the last: [x, y, lane, rank].
 function lineOf(cut) {
   const line = [];
-  cut.recorded.forEach((rank, i) => { if (rank >= 0) line.push([worldX(rank), Y(i), i, rank]); });
+  for (let i = drawn.first; i <= drawn.last; i++) {
+    const rank = cut.recorded[i];
+    if (rank >= 0) line.push([worldX(rank), Y(i), i, rank]);
+  }
   return line;
 }
 
-function curve(line, top, bottom) {
-  let d = `M${round(line[0][0])} ${top}V${round(line[0][1])}`;
+function curve(line) {
+  let d = `M${round(line[0][0])} ${drawnTop()}V${round(line[0][1])}`;
   for (let i = 1; i < line.length; i++) {
     const [x0, y0] = line[i - 1], [x1, y1] = line[i], bend = (y1 - y0) / 2;
     d += `C${round(x0)} ${round(y0 + bend)} ${round(x1)} ${round(y1 - bend)} ${round(x1)} ${round(y1)}`;
   }
-  return d + `V${round(bottom)}`;
+  return d + `V${round(drawnBottom())}`;
 }
 
 function outlineOf(line) {
-  const found = [[line[0][0], TOP]];
+  const found = [[line[0][0], drawnTop()]];
   for (let i = 1; i < line.length; i++) {
     const [x0, y0] = line[i - 1], [x1, y1] = line[i];
     for (let step = 0; step < 16; step++) {
@@ -243,7 +256,7 @@ function outlineOf(line) {
     }
   }
   const [x, y] = line[line.length - 1];
-  return [...found, [x, y], [x, TOP + lanes * view.gap]];
+  return [...found, [x, y], [x, drawnBottom()]];
 }
 
 function crossingOf(outline, [x0, y0, x1, y1]) {
@@ -259,14 +272,14 @@ function crossingOf(outline, [x0, y0, x1, y1]) {
   return best === null ? null : [x0 + (x1 - x0) * best, y0 + (y1 - y0) * best];
 }
 
-function drawOtherCuts(world, bottom) {
+function drawOtherCuts(world) {
   let count = 0;
   log.cuts.forEach((cut, i) => {
     if (i === selected || count > MOST_CUTS) return;
     const line = lineOf(cut);
     if (!line.some(([x]) => x >= X(drawn.from) && x <= X(drawn.to))) return;
     count++;
-    make(world, "path", { class: "other", "data-cut": i, d: curve(line, TOP, bottom) });
+    make(world, "path", { class: "other", "data-cut": i, d: curve(line) });
     for (const [x, y] of line) {
       make(world, "path", { class: "recorded small", transform: `translate(${round(x)} ${y}) scale(.6)`, d: DIAMOND });
     }
@@ -284,8 +297,10 @@ function drawRecorded(world, cut) {
 
 function drawFlying(world, cut, line) {
   const outline = line.length ? outlineOf(line) : [], { from, to } = messages.span(view.axis), found = [];
-  for (const i of cut.flying.slice(0, MOST_FLYING)) {
-    if (to[i] < drawn.from || from[i] > drawn.to) continue;
+  let count = 0;
+  for (const i of cut.flying) {
+    if (to[i] < drawn.from || from[i] > drawn.to || !inLanes(messages, i)) continue;
+    if (++count > MOST_FLYING) break;
     const part = { lines: [], heads: [], ends: [] }, lost = messages.received[i] === MISSING;
     addArrow(part, messages, i);
     make(world, "path", { class: lost ? "flying unended" : "flying", "data-message": i, d: part.lines.join("") });

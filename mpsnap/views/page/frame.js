@@ -21,7 +21,7 @@ function drawAxis() {
       const time = columnTime[column];
       if (Number.isNaN(time) || time <= before) continue;
       before = time;
-      if (ticks && drawn.scale > 3) lines.push(`M${round(X(column - 0.5))} ${TOP - 6}V${TOP + lanes * view.gap}`);
+      if (ticks && drawn.scale > 3) lines.push(`M${round(X(column - 0.5))} ${TOP - 6}V${drawnBottom()}`);
       label(X(ticks ? column - 0.5 : column) + (ticks ? 8 : 0), ticks ? timeText(time) : timeText(time));
     }
     if (lines.length) prepend("path", { class: "grid", d: lines.join("") });
@@ -31,7 +31,7 @@ function drawAxis() {
     if (ticks) step = Math.max(1, Math.round(step));
     const lines = [];
     for (let k = Math.ceil(Math.max(0, drawn.from) / step); k * step <= drawn.to; k++) {
-      lines.push(`M${round(X(k * step))} ${TOP - 6}V${TOP + lanes * view.gap}`);
+      lines.push(`M${round(X(k * step))} ${TOP - 6}V${drawnBottom()}`);
       label(X(k * step), ticks ? String(k * step) : axisTime(k * step, step));
     }
     prepend("path", { class: "grid", d: lines.join("") });
@@ -77,7 +77,8 @@ function drawNames() {
   make(clip, "rect", { class: "cover", x: 0, y: TOP - 6, width: GUTTER - 6, height: view.height });
   make(clip, "path", { class: "edge", d: `M${GUTTER - 6.5} ${TOP - 6}V${view.height}M0 ${TOP - 6.5}H${view.width}` });
   const moving = make(names, "g", {});
-  log.nodes.forEach((name, i) => {
+  log.nodes.slice(drawn.first, drawn.last + 1).forEach((name, k) => {
+    const i = drawn.first + k;
     const short = name.length > NAME ? name.slice(0, NAME - 1) + "\u2026" : name;
     const text = make(moving, "text", { class: "name", x: GUTTER - 14, y: Y(i) + 4, "text-anchor": "end" }, short);
     make(text, "title", {}, name);
@@ -100,11 +101,12 @@ function drawMap() {
     const most = bins.reduce((a, b) => Math.max(a, b), 1), d = [];
     bins.forEach((n, bin) => { if (n) d.push(`M${bin * 2} ${height - 2}v${round(-Math.max(1, (height - 8) * n / most))}h1.5v${height}`); });
     make(map, "path", { class: "bars faint", d: d.join("") });
-    const marks = log.cuts.slice(0, 2000).flatMap((cut, i) => i === selected ? [] : cut.recorded.filter((rank) => rank >= 0).slice(0, 1));
+    const marks = log.cuts.slice(0, 2000).flatMap((cut, i) => i === selected ? [] : cut.recorded.find((rank) => rank >= 0) ?? []);
     make(map, "path", { class: "other", d: marks.map((rank) => `M${round((at[rank] - low) * scale)} 0V${height}`).join("") });
     if (selected >= 0) {
-      const own = log.cuts[selected].recorded.filter((rank) => rank >= 0).map((rank) => (at[rank] - low) * scale);
-      if (own.length) make(map, "path", { class: "cut", d: `M${round(Math.min(...own))} 4H${round(Math.max(...own) + 1)}M${round(own[0])} 0V${height}` });
+      const [from, to] = spanOfCut(log.cuts[selected]);
+      const start = log.cuts[selected].recorded.find((rank) => rank >= 0);
+      if (from <= to) make(map, "path", { class: "cut", d: `M${round((from - low) * scale)} 4H${round((to - low) * scale + 1)}M${round((at[start] - low) * scale)} 0V${height}` });
     }
     make(map, "rect", { class: "frame", y: 1, height: height - 3, rx: 3 });
   }
