@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -152,6 +153,55 @@ def test_a_second_of_a_timer_is_a_tick() -> None:
     number = simulator.snapshot(["N1"])
     simulator.finish()
     assert simulator.snapshots[number].nodes["N1"].state == {"heard": ["ring", "x", "ring"]}
+
+
+class Alarmed(Node):
+    """Pass a message on for ever, and set timers: a late one first and earlier ones at messages."""
+
+    def setup(self, ctx: Context) -> None:
+        self.heard: list[str] = []
+        self.taken = 0
+        ctx.send(ctx.outbound[0], None)
+        ctx.after(20, "ring", "late")
+
+    def on_message(self, ctx: Context, sender: str, payload: None) -> None:
+        self.taken += 1
+        if self.taken == 2:
+            ctx.after(5, "ring", "early")
+            ctx.after(3, "ring", "earlier")
+        ctx.send(ctx.outbound[0], None)
+
+    def ring(self, ctx: Context, word: str) -> None:
+        self.heard.append(word)
+        if word == "late":
+            ctx.finish()
+
+
+def test_timers_ring_in_their_order_whenever_they_were_set() -> None:
+    topology, programs = assign(parse_topology("ring:2"), Alarmed)
+    simulator = Simulator(topology, programs, listed_delays(itertools.repeat(0)))
+    for _ in range(25):
+        simulator.advance(1)
+        simulator.snapshot(["N1"])
+    simulator.finish()
+    heard = [simulator.snapshots[number].nodes["N1"].state["heard"] for number in range(25)]
+    # The second message comes at tick 2; a snapshot is taken after the timers of its tick.
+    assert heard[3] == []
+    assert heard[4] == heard[5] == ["earlier"]
+    assert heard[6] == heard[18] == ["earlier", "early"]
+    assert heard[19] == heard[24] == ["earlier", "early", "late"]
+
+
+def test_a_snapshot_of_hundreds_of_busy_nodes_is_consistent_and_conserved() -> None:
+    topology, programs = assign(parse_topology("random:600:0.004:7"), "mpsnap.apps.tokens:Tokens")
+    simulator = Simulator(topology, programs, random_delays(3, 5), seed=3)
+    simulator.advance(5)
+    number = simulator.snapshot(["N1"])
+    simulator.finish()
+    snapshot = simulator.snapshots[number]
+    snapshot.verify()
+    assert conserved(snapshot)
+    assert snapshot.in_flight > 0
 
 
 def test_time_that_holds_nothing_is_skipped() -> None:
