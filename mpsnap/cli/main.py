@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from mpsnap import __version__
-from mpsnap.cli import export, run, simulate
+from mpsnap.cli import explore, export, run, simulate
 from mpsnap.cli.show import Result
 from mpsnap.core.errors import AppError, ConsistencyError, InputError, MpsnapError, NodeError, one_line
 from mpsnap.runtime.preflight import secure_standard_streams
@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     verbs = top.add_subparsers(dest="verb", metavar="VERB")
     run.add_parser(verbs)
     simulate.add_parser(verbs)
+    explore.add_parser(verbs)
     export.add_parser(verbs)
     return top
 

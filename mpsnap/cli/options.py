@@ -9,11 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from mpsnap.apps.tokens import ScriptedTokens, Tokens
-from mpsnap.cli.apps import App, absolute, find_app, find_topology, read_file
+from mpsnap.cli.apps import APPS, App, absolute, find_app, find_topology, read_file
 from mpsnap.core.errors import AppError, InputError, TopologyError
 from mpsnap.core.node import Node
 from mpsnap.core.program import Program, assign, load_object
@@ -95,26 +95,34 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--debug", action="store_true", help="show tracebacks")
 
 
-def find_work(options: argparse.Namespace) -> Work:
+def find_work(options: argparse.Namespace, script_of: Callable[[Topology], bytes] | None = None) -> Work:
     """Find everything that the options name.
+
+    Args:
+        options: Those of `add_work` and `add_initiator`, `snapshots` and `format`.
+        script_of: Makes a script for the tokens app where none is given.
 
     Raises:
         InputError: Something is not there, or does not fit.
     """
     app = find_app(options.app)
-    nodes = app.nodes if options.events is None else _scripted(app)
+    plain = not (options.events or options.snapshots or options.initiator)
+    made = script_of if plain and app.nodes == APPS["tokens"] else None
+    nodes = app.nodes if options.events is None and made is None else _scripted(app)
     params = dict(options.param)
     if type(params.get("tokens")) is int and params["tokens"] < 0:
         raise InputError(f"must be a whole number >= 0, not {params['tokens']}", where="--param tokens")
     topology, programs = assign(find_topology(options.topology, app), nodes, params)
     # After the parameters: how many tokens there are decides what a script can send.
     script = None if options.events is None else parse_events(read_file(options.events), topology, options.events)
+    if made is not None:
+        script = parse_events(made(topology), topology, "example")
     classes = {program.load() for program in programs.values()}
     if "tokens" in params and type(params["tokens"]) is not int and any(issubclass(c, Tokens) for c in classes):
         raise InputError(f"must be a whole number >= 0, not {shown(params['tokens'])}", where="--param tokens")
     if options.format == "snap" and not all(issubclass(c, Tokens) for c in classes):
         raise AppError(f"--format snap is for the tokens app, not for {app.name}", hint="--format json")
-    invariants = tuple(_invariant(reference) for reference in options.invariant)
+    invariants = tuple(find_invariant(reference) for reference in options.invariant)
     until_terminated = script is None and not any(c.endless for c in classes)
     return Work(app, topology, programs, script, invariants, until_terminated)
 
@@ -144,7 +152,12 @@ def _scripted(app: App) -> str:
     return app.nodes
 
 
-def _invariant(reference: str) -> Invariant:
+def find_invariant(reference: str) -> Invariant:
+    """Import an invariant.
+
+    Raises:
+        AppError: There is none.
+    """
     place = f"--invariant {reference}"
     try:
         found = load_object(absolute(reference))

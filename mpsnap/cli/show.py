@@ -100,14 +100,8 @@ class Show:
 
     def open_bar(self, total: int | None, form: str) -> None:
         """Show progress from now on, on a terminal; `form` is tqdm's, a `total` of None has no end."""
-        if self._options.quiet or not sys.stderr.isatty():
-            return
-        # Only here: most runs have no terminal, and importing it takes longer than all our views.
-        from tqdm import tqdm
-
-        tqdm.monitor_interval = 0  # its monitor would be a second thread, for a bar that moves by itself
         self.close_bar()
-        self._bar = tqdm(total=total, bar_format=form, file=sys.stderr, leave=False)
+        self._bar = open_bar(self._options.quiet, total, form)
 
     def progress(self, by: int) -> None:
         """Move the bar."""
@@ -201,8 +195,8 @@ class Show:
         self._print(f"{taken}; {count(sent, 'message')} sent and {received} received in {passed}")
 
     def _print(self, text: str) -> None:
-        with writing("stdout"), self._without_bar():
-            print(text, file=self._stdout, flush=True)
+        with self._without_bar():
+            print_data(text, self._stdout)
 
     @contextlib.contextmanager
     def _without_bar(self) -> Iterator[None]:
@@ -218,6 +212,23 @@ def started_line(work: Work, processes: bool, how: str) -> str:
     nodes = count(len(work.topology.nodes), "process" if processes else "node")
     channels = count(len(work.topology.channels), "channel")
     return f"{work.app.name} on {work.topology.name}: {nodes}, {channels}, {how}".rstrip() + "; Ctrl-C stops it"
+
+
+def open_bar(quiet: bool, total: int | None, form: str) -> tqdm[Any] | None:
+    """Return a progress bar on a terminal, None where there is none or nobody wants it."""
+    if quiet or not sys.stderr.isatty():
+        return None
+    # Only here: most runs have no terminal, and importing it takes longer than all our views.
+    from tqdm import tqdm
+
+    tqdm.monitor_interval = 0  # its monitor would be a second thread, for a bar that moves by itself
+    return tqdm(total=total, bar_format=form, file=sys.stderr, leave=False)
+
+
+def print_data(text: str, stdout: TextIO) -> None:
+    """Print a line of what was asked for."""
+    with writing("stdout"):
+        print(text, file=stdout, flush=True)
 
 
 def open_output(path: str, buffering: int = -1) -> IO[str]:

@@ -23,6 +23,7 @@ from mpsnap.cli.options import (
     positive,
     whole,
 )
+from mpsnap.cli.replay import replay
 from mpsnap.cli.show import Driving, Result, Show, started_line
 from mpsnap.core.errors import InputError, MpsnapError, SnapshotError
 from mpsnap.core.events import Event, SnapshotAbandoned, SnapshotCompleted
@@ -45,6 +46,7 @@ examples:
   python -m mpsnap simulate   # tokens on 4 nodes for 100 ticks, 5 snapshots
   python -m mpsnap simulate bank --topology ring:6 --seed 7 --invariant mpsnap.apps.bank:audit
   python -m mpsnap simulate --topology net.top --events net.events --delays net.delays --format snap --out snaps
+  python -m mpsnap simulate --schedule violation.schedule --log violation.log
   python -m mpsnap simulate --topology ring:100000 --ticks 50 --snapshots 1 --log ring.log
 """
 
@@ -90,6 +92,9 @@ def add_parser(verbs: Any) -> None:
         metavar="FILE",
         help="the delays, one a line, one for each message or marker in the order of sending",
     )
+    what.add_argument(
+        "--schedule", metavar="FILE", help="take the steps of a schedule that `explore` found, a tick each"
+    )
     add_output(parser)
     add_log(parser)
     known = [option for action in parser._actions for option in action.option_strings]
@@ -112,6 +117,8 @@ def carry_out(options: argparse.Namespace) -> Result:
 
 
 def _simulate(options: argparse.Namespace, stdout: TextIO) -> Result:
+    if options.schedule is not None:
+        return replay(options, stdout)
     work = find_work(options)
     for name in ("ticks", "snapshots", "initiator"):
         if work.script is not None and getattr(options, name):

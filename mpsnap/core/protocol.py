@@ -375,11 +375,11 @@ class SnapshotProtocol:
     def fingerprint(self) -> tuple[object, ...]:
         """Return all that decides what happens here next: two nodes of equal fingerprints cannot be told apart."""
         recordings = [
-            (snapshot_id, r.captured, r.sent, r.received, r.payloads, r.open)
+            (snapshot_id, r.captured, dict(r.sent), dict(r.received), r.payloads, r.open)
             for snapshot_id, r in sorted(self._recordings.items())
         ]
         inbox = {src: list(waiting) for src, waiting in self._inbox.items() if waiting}
-        return self.sent, self.received, inbox, recordings, self._finished.fingerprint()
+        return dict(self.sent), dict(self.received), inbox, recordings, self._finished.fingerprint()
 
     def _record(self, snapshot_id: SnapshotId, closing: str | None) -> tuple[Effect, ...]:
         # The capture comes first: it may raise, and then nothing has changed and no marker has left.

@@ -30,7 +30,7 @@ from mpsnap.core.errors import ConsistencyError, InvariantError, MpsnapError, Sn
 from mpsnap.core.protocol import LocalSnapshot, SnapshotId
 from mpsnap.core.rng import CounterRandom
 from mpsnap.core.snapshot import GlobalSnapshot, Invariant, check_invariants
-from mpsnap.simulator.machine import Command, Initiation, Machine, State, Step
+from mpsnap.simulator.machine import Command, Initiation, Machine, Note, State, Step
 
 
 class Violation(NamedTuple):
@@ -69,6 +69,15 @@ class Findings(NamedTuple):
         return None
 
 
+class Followed(NamedTuple):
+    """Say what one step of a schedule did: its events, the snapshots that it completed, and what does not hold."""
+
+    step: Step
+    notes: tuple[Note, ...]
+    completed: tuple[GlobalSnapshot, ...]
+    error: MpsnapError | None
+
+
 #: Hears how many states or schedules are done; true ends the exploration where it is.
 Progress = Callable[[int], bool]
 #: How many states pass between two calls of `Progress`.
@@ -90,14 +99,6 @@ class Explorer:
     def __init__(self, machine: Machine, invariants: Iterable[Invariant] = ()) -> None:
         self._machine = machine
         self._invariants = tuple(invariants)
-        self._numbers: dict[SnapshotId, int] = {
-            planned.snapshot_id: -1
-            for name in machine.names
-            for planned in machine.plan.get(name, ())
-            if isinstance(planned, Initiation)
-        }
-        for number, snapshot_id in enumerate(sorted(self._numbers, key=lambda s: (s.n, s.initiator))):
-            self._numbers[snapshot_id] = number
         #: By id and ranks of the local snapshots, the cuts seen so far.
         self.cuts: dict[tuple[SnapshotId, tuple[int, ...]], GlobalSnapshot] = {}
         self.in_flight = 0
@@ -137,6 +138,30 @@ class Explorer:
         error = self.broken_at_end(state)
         return taken, None if error is None else Violation(error, tuple(taken))
 
+    def follow(self, steps: Iterable[Step]) -> Iterator[Followed]:
+        """Take these steps one by one, and look at each as an exploration does.
+
+        Raises:
+            SnapshotError: One cannot be taken.
+        """
+        machine, state, taken = self._machine, self._machine.start, list[Step]()
+        for step in steps:
+            following = machine.after(state, step)
+            if following is None:
+                raise SnapshotError(
+                    f"step {len(taken) + 1}, `{step}`, cannot be taken",
+                    hint="the app, and the version of mpsnap, that the schedule was made with",
+                )
+            taken.append(step)
+            after, outcome = following
+            known = len(self.cuts)
+            error = outcome.error or self.broken_by(lambda: taken, state, after)
+            ended = not any(machine.after(after, possible) for possible in machine.enabled(after))
+            if error is None and ended:
+                error = self.broken_at_end(after)
+            yield Followed(step, outcome.notes, tuple(self.cuts.values())[known:], error)
+            state = after
+
     def findings(
         self, states: int, steps: int, schedules: int, depth: int, exhausted: bool, violation: Violation | None
     ) -> Findings:
@@ -147,7 +172,7 @@ class Explorer:
 
     def broken_by(self, path: Callable[[], Sequence[Step]], before: State, after: State) -> MpsnapError | None:
         """Return what does not hold of the snapshots that the last step completed; `path` leads to `after`."""
-        for snapshot_id in self._completed(before, after):
+        for snapshot_id in self.completed(before, after):
             error = self._judge(snapshot_id, after) or self._unreachable(path(), snapshot_id, after)
             if error is not None:
                 return error
@@ -179,7 +204,8 @@ class Explorer:
         ranks = (machine.locals[rank].reports[snapshot_id] for rank in state.locals)
         return {name: machine.reports[rank] for name, rank in zip(machine.names, ranks, strict=True)}
 
-    def _completed(self, before: State, after: State) -> Iterator[SnapshotId]:
+    def completed(self, before: State, after: State) -> Iterator[SnapshotId]:
+        """Yield the snapshots that are complete after a step and were not before it."""
         for was, now in zip(before.locals, after.locals, strict=True):
             if was == now:
                 continue
@@ -188,20 +214,19 @@ class Explorer:
                 if all(snapshot_id in machine.locals[rank].reports for rank in after.locals):
                     yield snapshot_id
 
+    def merged(self, snapshot_id: SnapshotId, state: State) -> GlobalSnapshot:
+        """Return a complete snapshot, not yet verified."""
+        machine = self._machine
+        number = machine.numbers.setdefault(snapshot_id, len(machine.numbers))
+        initiators = (snapshot_id.initiator,)
+        parts = self.parts(snapshot_id, state)
+        return GlobalSnapshot(number, snapshot_id, initiators, machine.topology, parts, machine.codecs)
+
     def _judge(self, snapshot_id: SnapshotId, state: State) -> MpsnapError | None:
         key = snapshot_id, tuple(self._machine.locals[rank].reports[snapshot_id] for rank in state.locals)
         if key in self.cuts:
             return None
-        machine = self._machine
-        number = self._numbers.setdefault(snapshot_id, len(self._numbers))
-        snapshot = GlobalSnapshot(
-            number,
-            snapshot_id,
-            (snapshot_id.initiator,),
-            machine.topology,
-            self.parts(snapshot_id, state),
-            machine.codecs,
-        )
+        snapshot = self.merged(snapshot_id, state)
         try:
             snapshot.verify()
             check_invariants(snapshot, self._invariants)
@@ -249,40 +274,40 @@ class Explorer:
     def shrunk(self, violation: Violation) -> Violation:
         """Leave steps out, by halves and then one by one, for as long as the same kind of thing does not hold."""
         best = violation
-        size = len(best.steps) // 2
+        size = len(best.steps)
         while size:
             at = 0
             while at < len(best.steps):
-                shorter = self.tried([*best.steps[:at], *best.steps[at + size :]])
-                same = shorter is not None and _same(shorter.error, violation.error)
-                if shorter is not None and same and len(shorter.steps) < len(best.steps):
-                    best = shorter
-                else:
+                shorter = self._tried([*best.steps[:at], *best.steps[at + size :]], violation.error, len(best.steps))
+                if shorter is None:
                     at += size
+                else:
+                    best = shorter
             size //= 2
         return best
 
-    def tried(self, steps: Sequence[Step]) -> Violation | None:
-        """Take those of the steps that can be taken, then any others to the end; return the first violation."""
+    def _tried(self, steps: Sequence[Step], error: MpsnapError, below: int) -> Violation | None:
+        """Take those of the steps that can be taken, then any others to the end; return a shorter violation like it."""
         machine, state, taken = self._machine, self._machine.start, list[Step]()
         remaining = list(reversed(steps))
-        while True:
+        while len(taken) < below:
             step = remaining.pop() if remaining else None
-            choices = [step] if step is not None else machine.enabled(state)
-            for choice in choices:
+            for choice in machine.enabled(state) if step is None else [step]:
                 following = machine.after(state, choice)
                 if following is None:
                     continue
                 taken.append(choice)
-                error = following[1].error or self.broken_by(lambda: taken, state, following[0])
-                if error is not None:
-                    return Violation(error, tuple(taken))
+                found = following[1].error or self.broken_by(lambda: taken, state, following[0])
+                if found is not None:
+                    good = _same(found, error) and len(taken) < below
+                    return Violation(found, tuple(taken)) if good else None
                 state = following[0]
                 break
             else:
                 if step is None:
-                    error = self.broken_at_end(state)
-                    return None if error is None else Violation(error, tuple(taken))
+                    found = self.broken_at_end(state)
+                    return Violation(found, tuple(taken)) if found is not None and _same(found, error) else None
+        return None
 
 
 def _same(one: MpsnapError, other: MpsnapError) -> bool:

@@ -51,9 +51,10 @@ class Command(NamedTuple):
 
 
 class Initiation(NamedTuple):
-    """Let a node begin this snapshot."""
+    """Let a node begin this snapshot, which has this number."""
 
     snapshot_id: SnapshotId
+    number: int
 
 
 #: By node, what is to be done there, in this order but at any moments.
@@ -291,6 +292,10 @@ class Machine:
         self._live: OrderedDict[int, _Actor] = OrderedDict()
         #: Steps that a node can take without an item, by its local state.
         self._own_steps: dict[int, tuple[Step, ...]] = {}
+        #: The numbers of the snapshots: those of the plan, then others as they are heard of.
+        self.numbers = {
+            item.snapshot_id: item.number for items in plan.values() for item in items if isinstance(item, Initiation)
+        }
         self.start = self._start()
 
     def unreachable(self, node: str) -> tuple[str, ...]:
@@ -352,6 +357,18 @@ class Machine:
             return None
         locals_ = (*state.locals[:rank], outcome.local, *state.locals[rank + 1 :])
         return State(locals_, self._with_sent(channels, outcome.sent)), outcome
+
+    def told(self, state: State, step: Step) -> str:
+        """Return in words what a step is, as far as its events do not say it."""
+        local = self.locals[state.locals[self._rank[step.node]]]
+        if step.kind == "plan":
+            planned = self.plan[step.node][local.planned]
+            return f"carries out {planned.text}" if isinstance(planned, Command) else f"initiates {planned.snapshot_id}"
+        if step.kind == "mark":
+            items = state.channels[self._channel[step.src, step.node]]
+            in_front = next(k for k, item in enumerate(items) if not self._items[item][0])
+            return f", in front of {in_front} not yet taken" if in_front or step.src in local.waiting else ""
+        return "is idle"
 
     def only_closes(self, state: State, step: Step) -> bool:
         """Whether a step is the seeing of a marker whose snapshot its node has recorded already."""
@@ -506,9 +523,13 @@ class Machine:
 
     def intern_report(self, local: LocalSnapshot) -> int:
         """Return the rank of a local snapshot among all; equal ones have one."""
-        rank = self._report_of.setdefault(_EXACT.encode(local), len(self.reports))
+        exact = _EXACT.encode(local)
+        rank = self._report_of.setdefault(exact, len(self.reports))
         if rank == len(self.reports):
-            self.reports.append(local)
+            # A copy: a protocol that goes on changing what it has reported must not change it here.
+            copy = _EXACT.decode(exact)
+            assert isinstance(copy, LocalSnapshot)
+            self.reports.append(copy)
         return rank
 
     def _item(self, number: int, payload: object) -> int:

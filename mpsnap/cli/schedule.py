@@ -1,0 +1,99 @@
+"""Schedules as files: everything that is needed to take the same steps again.
+
+This module owns the format, one JSON object: the nodes with their channels, what each runs, the plan, the seed, the
+invariants that were asked, the steps, and for the reader what was violated and the steps in words.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from mpsnap.cli.apps import App, read_file
+from mpsnap.cli.options import Work, find_invariant
+from mpsnap.core.errors import InputError, MpsnapError
+from mpsnap.core.program import Program
+from mpsnap.core.protocol import SnapshotId
+from mpsnap.core.topology import Topology
+from mpsnap.simulator.machine import Command, Initiation, Plan, Step
+
+FORMAT = 1
+
+
+class Schedule(NamedTuple):
+    """Hold what is to be run, and the steps."""
+
+    work: Work
+    plan: Plan
+    seed: int
+    steps: tuple[Step, ...]
+
+
+def schedule_text(schedule: Schedule, invariants: Sequence[str], error: MpsnapError, told: Sequence[str]) -> str:
+    """Return a schedule as the text of a file."""
+    topology = schedule.work.topology
+    plain = {
+        "schedule": FORMAT,
+        "violated": str(error),
+        "story": list(told),
+        "app": schedule.work.app.name,
+        "topology": topology.name,
+        "nodes": {
+            name: {"class": program.reference, "params": program.params, "tokens": topology.tokens[name]}
+            for name, program in schedule.work.programs.items()
+        },
+        "channels": [[channel.src, channel.dst] for channel in topology.channels],
+        "seed": schedule.seed,
+        "invariants": list(invariants),
+        "plan": {
+            name: [
+                {"snapshot": str(planned.snapshot_id), "number": planned.number}
+                if isinstance(planned, Initiation)
+                else {"command": planned.value, "text": planned.text}
+                for planned in items
+            ]
+            for name, items in schedule.plan.items()
+        },
+        "steps": [str(step) for step in schedule.steps],
+    }
+    return json.dumps(plain, indent=1) + "\n"
+
+
+def read_schedule(path: str) -> Schedule:
+    """Read a schedule and import what it runs.
+
+    Raises:
+        InputError: It cannot be read or is none, or an app or invariant of it is not there.
+    """
+    data = read_file(path)
+    try:
+        plain = json.loads(data)
+        if plain["schedule"] != FORMAT:
+            raise InputError(f"a schedule of format {plain['schedule']!r}, this version reads {FORMAT}", where=path)
+        return _schedule(plain)
+    except InputError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"not a schedule: {type(error).__name__}: {error}", where=path, hint="a file that `explore` wrote"
+        ) from error
+
+
+def _schedule(plain: Any) -> Schedule:
+    nodes = plain["nodes"]
+    tokens = {name: node["tokens"] for name, node in nodes.items()}
+    topology = Topology(list(nodes), [tuple(channel) for channel in plain["channels"]], tokens, name=plain["topology"])
+    programs = {name: Program(node["class"], dict(node["params"])) for name, node in nodes.items()}
+    for program in programs.values():
+        program.load()
+    invariants = tuple(find_invariant(reference) for reference in plain["invariants"])
+    plan = {name: tuple(map(_planned, items)) for name, items in plain["plan"].items()}
+    work = Work(App(plain["app"], {}, topology), topology, programs, None, invariants, False)
+    return Schedule(work, plan, int(plain["seed"]), tuple(Step.parse(text) for text in plain["steps"]))
+
+
+def _planned(item: Any) -> Command | Initiation:
+    if "snapshot" in item:
+        return Initiation(SnapshotId.parse(item["snapshot"]), int(item["number"]))
+    return Command(item["command"], item["text"])
