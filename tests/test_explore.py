@@ -366,14 +366,14 @@ def test_a_violation_is_told_saved_and_played_again(capsys: pytest.CaptureFixtur
     explore(f"{app}:Letters", "--topology", "complete:3", *invariant, "--snapshots", "1", "--initiator", "N3",
             "--save", str(saved), status=1)  # fmt: skip
     said = capsys.readouterr()
-    assert "N3  receives message 1 from N1" in said.out
+    assert "N3  receives message 1 from N1: 'a'" in said.out
     assert "N3  begins snapshot 0-N3-1; records {'letters': 'a'}; sends markers to N1, N2" in said.out
     assert "fine is false" in said.err
     assert main(["simulate", "--schedule", str(saved), "--log", str(log), "--format", "json"]) == 1
     played = json.loads(capsys.readouterr().out)
     assert "fine is false" in played["error"]["what"]
     history = parse_log(log.read_bytes().splitlines(keepends=True), "log")
-    assert [entry.event for entry in history.entries if entry.node is None] == ["initiated", "violated"]
+    assert [entry.event for entry in history.entries if entry.node is None] == ["initiated", "completed", "violated"]
     assert {"received", "recorded", "marker sent", "marker received", "closed", "reported"} <= {
         entry.event for entry in history.entries
     }

@@ -167,8 +167,8 @@ MUTATIONS = [
     Mutation(
         "every channel of a cut is checked",
         "snapshot.py",
-        "            self._verify_channel(channel)\n",
-        "            pass\n",
+        "                self._verify_channel(src, dst, sent[dst])\n",
+        "                pass\n",
         "test_snapshot.py::test_verify_finds_the_damage_and_says_where",
     ),
 ]

@@ -171,7 +171,8 @@ class _Exploration:
     # ------------------------------------------------------------------- results
 
     def _tell(self, machine: Machine, violation: Violation) -> list[str]:
-        steps = []
+        steps = [(node, "", notes) for node, notes in machine.beginning if notes]
+        begun = len(steps)
         state = machine.start
         for step in violation.steps:
             what = machine.told(state, step)
@@ -179,7 +180,7 @@ class _Exploration:
             assert following is not None
             steps.append((step.node, what, following[1].notes))
             state = following[0]
-        return story(steps, machine.codecs)
+        return story(steps, machine.codecs, begun)
 
     def _save(self, violation: Violation, told: Sequence[str]) -> None:
         schedule = Schedule(self._work, self._plan, self._options.seed, violation.steps)
@@ -248,7 +249,7 @@ class _Exploration:
             lines += [
                 "",
                 f"violated: {findings.violation.error.what}",
-                f"the shortest schedule found that shows it, {count(len(told), 'step')}:",
+                f"the shortest schedule found that shows it, {count(len(findings.violation.steps), 'step')}:",
                 *told,
                 f"again: python -m mpsnap simulate --schedule {one_line(self._options.save)}",
             ]

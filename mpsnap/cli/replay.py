@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TextIO
 
 from mpsnap.cli.logfile import LogFile
@@ -13,7 +13,7 @@ from mpsnap.core.errors import InputError, MpsnapError
 from mpsnap.core.events import Emitted, Logged, SnapshotCompleted
 from mpsnap.core.history import VALUES, Entry, error_shown, value_shown
 from mpsnap.simulator.explorer import Explorer, Followed
-from mpsnap.simulator.machine import Machine
+from mpsnap.simulator.machine import Machine, Note
 from mpsnap.views.tables import count
 
 #: What the file says itself, with the value that means that nobody has given the option.
@@ -59,6 +59,8 @@ class _Replay:
         self.error: MpsnapError | None = None
 
     def follow(self, show: Show, log: Callable[[Entry], None] | None) -> None:
+        for node, notes in self._machine.beginning:
+            self._tell_notes(node, notes, show, log)
         explorer = Explorer(self._machine, self._schedule.work.invariants)
         for followed in explorer.follow(self._schedule.steps):
             self.ticks += 1
@@ -68,9 +70,15 @@ class _Replay:
                 raise followed.error
 
     def _tell(self, followed: Followed, show: Show, log: Callable[[Entry], None] | None) -> None:
-        node = followed.step.node
+        self._tell_notes(followed.step.node, followed.notes, show, log)
+        for snapshot in followed.completed:
+            detail = {"number": snapshot.number, "snapshot": str(snapshot.id), "verified": snapshot.verified}
+            self._log(log, None, "completed", detail)
+            show.attend(SnapshotCompleted(snapshot))
+
+    def _tell_notes(self, node: str, notes: Iterable[Note], show: Show, log: Callable[[Entry], None] | None) -> None:
         codec = self._machine.codecs[node].reader()
-        for event, fields in followed.notes:
+        for event, fields in notes:
             self.sent += event == "sent"
             self.received += event == "received"
             if event == "output":
@@ -81,10 +89,6 @@ class _Replay:
                 self._initiated(fields["snapshot"], node, log)
             values = {name: value_shown(fields[name], codec, VALUES[name]) for name in VALUES if name in fields}
             self._log(log, node, event, {**fields, **values})
-        for snapshot in followed.completed:
-            detail = {"number": snapshot.number, "snapshot": str(snapshot.id), "verified": snapshot.verified}
-            self._log(log, None, "completed", detail)
-            show.attend(SnapshotCompleted(snapshot))
 
     def _initiated(self, snapshot: str, node: str, log: Callable[[Entry], None] | None) -> None:
         numbers = self._machine.numbers

@@ -61,6 +61,7 @@ class Show:
         self._driving = driving
         self._stdout = stdout
         self._snapshots: list[GlobalSnapshot] = []
+        self._taken = 0
         self._durations: list[float] = []
         self._outputs: list[tuple[str, int, object]] = []
         self._emit: IO[str] | None = None
@@ -138,7 +139,9 @@ class Show:
 
     def _on_snapshot(self, snapshot: GlobalSnapshot) -> None:
         options = self._options
-        self._durations.append(snapshot.duration or 0.0)
+        self._taken += 1
+        if snapshot.duration is not None:
+            self._durations.append(snapshot.duration)
         if options.format == "json":
             self._snapshots.append(snapshot)
         if options.out is not None:
@@ -146,7 +149,7 @@ class Show:
         elif options.format == "snap":
             self._print(snap_text(snapshot))
         if options.format == "table":
-            full = len(self._durations) <= SHOWN_IN_FULL
+            full = self._taken <= SHOWN_IN_FULL
             self._print((snapshot_table if full else snapshot_line)(snapshot, self._simulated))
 
     def _write_file(self, snapshot: GlobalSnapshot) -> None:
@@ -187,10 +190,10 @@ class Show:
             if len(self._outputs) > OUTPUTS_SHOWN:
                 self._print(f"and {len(self._outputs) - OUTPUTS_SHOWN} more records; --emit FILE keeps them all\n")
         sent, received = self._driving.totals()
-        taken = "no snapshots"
+        taken = count(self._taken, "consistent snapshot") if self._taken else "no snapshots"
         if self._durations:
             median = duration_shown(sorted(self._durations)[len(self._durations) // 2], self._simulated)
-            taken = f"{count(len(self._durations), 'consistent snapshot')}, median {median}"
+            taken += f", median {median}"
         passed = duration_shown(seconds, True) if self._simulated else f"{seconds:.1f} s"
         self._print(f"{taken}; {count(sent, 'message')} sent and {received} received in {passed}")
 

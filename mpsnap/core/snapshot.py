@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from mpsnap.core.codec import Codec, thaw
 from mpsnap.core.errors import CodecError, ConsistencyError, InvariantError
 from mpsnap.core.protocol import ChannelState, LocalSnapshot, SnapshotId
-from mpsnap.core.topology import Channel, Topology
+from mpsnap.core.topology import Topology
 
 #: Version of the bytes that `pack` makes; a reader refuses any other.
 FORMAT = 1
@@ -168,9 +168,11 @@ class _Channels(Mapping[tuple[str, str], tuple[Any, ...]]):
         if not isinstance(channel, tuple) or len(channel) != 2:
             raise KeyError(channel)
         src, dst = channel
-        if dst not in self._locals or src not in self._locals[dst].channels:
+        local = self._locals.get(dst)
+        state = None if local is None else local.channels.get(src)
+        if state is None:
             raise KeyError(channel)
-        return tuple(thaw(payload, self._codecs[dst]) for payload in self._locals[dst].channels[src].payloads)
+        return tuple([thaw(payload, self._codecs[dst]) for payload in state.payloads]) if state.payloads else ()
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         return iter(self._topology.channels)
@@ -252,8 +254,11 @@ class GlobalSnapshot:
             self._verify_node(node)
         for stranger in sorted(self._locals.keys() - set(self.topology.nodes)):
             raise ConsistencyError(f"snapshot {self.id} holds a node that its topology does not", where=stranger)
-        for channel in self.topology.channels:
-            self._verify_channel(channel)
+        # In the order of `topology.channels`.
+        for src in sorted(self.topology.nodes):
+            sent = self._locals[src].sent
+            for dst in self.topology.outbound(src):
+                self._verify_channel(src, dst, sent[dst])
 
     def _verify_node(self, node: str) -> None:
         local = self._locals.get(node)
@@ -269,26 +274,26 @@ class GlobalSnapshot:
             "channels": (local.channels, self.topology.inbound(node)),
         }
         for part, (got, neighbours) in expected.items():
-            if set(got) != set(neighbours):
+            if got.keys() != set(neighbours):
                 raise ConsistencyError(
                     f"snapshot {self.id}: {part} covers {sorted(got)}, the topology has {sorted(neighbours)}",
                     where=node,
                 )
 
-    def _verify_channel(self, channel: Channel) -> None:
-        sent = self._locals[channel.src].sent[channel.dst]
-        received = self._locals[channel.dst].received[channel.src]
-        first, payloads = self._locals[channel.dst].channels[channel.src]
+    def _verify_channel(self, src: str, dst: str, sent: int) -> None:
+        target = self._locals[dst]
+        received = target.received[src]
+        first, payloads = target.channels[src]
         if received > sent:
             raise ConsistencyError(
                 f"snapshot {self.id}: {received} messages received before the cut, only {sent} sent before it",
-                where=str(channel),
+                where=f"{src}->{dst}",
             )
         if first != received + 1 or len(payloads) != sent - received:
             raise ConsistencyError(
                 f"snapshot {self.id}: messages {received + 1}..{sent} were in flight, "
                 f"the channel state holds {len(payloads)} from {first}",
-                where=str(channel),
+                where=f"{src}->{dst}",
             )
 
     def __repr__(self) -> str:

@@ -101,6 +101,8 @@ class Explorer:
         self._invariants = tuple(invariants)
         #: By id and ranks of the local snapshots, the cuts seen so far.
         self.cuts: dict[tuple[SnapshotId, tuple[int, ...]], GlobalSnapshot] = {}
+        #: Those on which an invariant is false.
+        self._false: dict[tuple[SnapshotId, tuple[int, ...]], InvariantError] = {}
         self.in_flight = 0
 
     def exhaust(self, most: int = 10_000_000, progress: Progress = lambda states: False) -> Findings:
@@ -225,15 +227,18 @@ class Explorer:
     def _judge(self, snapshot_id: SnapshotId, state: State) -> MpsnapError | None:
         key = snapshot_id, tuple(self._machine.locals[rank].reports[snapshot_id] for rank in state.locals)
         if key in self.cuts:
-            return None
+            return self._false.get(key)
         snapshot = self.merged(snapshot_id, state)
         try:
             snapshot.verify()
+            self.cuts[key] = snapshot
+            self.in_flight += snapshot.in_flight > 0
             check_invariants(snapshot, self._invariants)
-        except (ConsistencyError, InvariantError) as error:
+        except InvariantError as error:
+            self._false[key] = error
             return error
-        self.cuts[key] = snapshot
-        self.in_flight += snapshot.in_flight > 0
+        except ConsistencyError as error:
+            return error
         return None
 
     def _unreachable(self, path: Sequence[Step], snapshot_id: SnapshotId, final: State) -> MpsnapError | None:

@@ -296,6 +296,8 @@ class Machine:
         self.numbers = {
             item.snapshot_id: item.number for items in plan.values() for item in items if isinstance(item, Initiation)
         }
+        #: What happened in the setup of each node.
+        self.beginning: list[tuple[str, tuple[Note, ...]]] = []
         self.start = self._start()
 
     def unreachable(self, node: str) -> tuple[str, ...]:
@@ -458,6 +460,7 @@ class Machine:
         locals_, sent = [], []
         for name in self.names:
             actor = self._new_actor(name)
+            self.beginning.append((name, tuple(actor.notes)))
             sent += self._sent(name, actor)
             locals_.append(self._local(name, None, None, actor).rank)
         empty: tuple[tuple[int, ...], ...] = ((),) * len(self.channels)

@@ -378,8 +378,10 @@ class Simulator:
         """Return the next tick at which anything can happen, None if nothing ever can."""
         if self._active or self._restless:
             return self.time + 1
-        waiting = self._ticks[:1] + [tick for tick, _ in self._alarms[:1]]
-        return max(self.time + 1, min(waiting)) if waiting else None
+        following = self._ticks[0] if self._ticks else None
+        if self._alarms and (following is None or self._alarms[0][0] < following):
+            following = self._alarms[0][0]
+        return None if following is None else max(self.time + 1, following)
 
     def _find_due(self) -> None:
         """Give every channel whose head is due from now on to its source."""

@@ -16,20 +16,28 @@ from mpsnap.views.tables import count, shown
 Told = tuple[str, str, Iterable[tuple[str, Mapping[str, Any]]]]
 
 
-def story(steps: Iterable[Told], codecs: Mapping[str, Codec]) -> list[str]:
+def story(steps: Iterable[Told], codecs: Mapping[str, Codec], begun: int = 0) -> list[str]:
     """Return a numbered line a step.
 
     Args:
         steps: What happened, in order.
         codecs: How to read each node's values.
+        begun: How many of the first are no steps but what came before them.
     """
-    told = [(node, _tell(node, what, dict_of(events), codecs[node])) for node, what, events in steps]
-    wide = max((len(node) for node, _ in told), default=0)
-    digits = len(str(len(told)))
-    return [f"{k:>{digits}}  {node:<{wide}}  {text}" for k, (node, text) in enumerate(told, 1)]
+    lines = []
+    payloads: dict[tuple[str, str, int], str] = {}
+    for node, what, events in steps:
+        table = _by_name(events)
+        for fields in table.get("sent", ()):
+            payloads[node, fields["to"], fields["number"]] = _value(fields["payload"], codecs[node])
+        lines.append((node, _tell(node, what, table, codecs[node], payloads)))
+    wide = max((len(node) for node, _ in lines), default=0)
+    digits = len(str(max(0, len(lines) - begun)))
+    numbers = [" " * digits] * begun + [f"{k:>{digits}}" for k in range(1, len(lines) - begun + 1)]
+    return [f"{number}  {node:<{wide}}  {text}" for number, (node, text) in zip(numbers, lines, strict=True)]
 
 
-def dict_of(events: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, list[Mapping[str, Any]]]:
+def _by_name(events: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, list[Mapping[str, Any]]]:
     """Return the fields of events by their names."""
     table: dict[str, list[Mapping[str, Any]]] = {}
     for event, fields in events:
@@ -37,10 +45,16 @@ def dict_of(events: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, list[M
     return table
 
 
-def _tell(node: str, what: str, events: Mapping[str, list[Mapping[str, Any]]], codec: Codec) -> str:
-    parts = [_beginning(node, what, events)]
+def _tell(
+    node: str,
+    what: str,
+    events: Mapping[str, list[Mapping[str, Any]]],
+    codec: Codec,
+    payloads: Mapping[tuple[str, str, int], str],
+) -> str:
+    parts = [_beginning(node, what, events, payloads)]
     parts += [
-        f"sends message {fields['number']} to {fields['to']}: {_value(fields['payload'], codec)}"
+        f"sends message {fields['number']} to {fields['to']}: {payloads[node, fields['to'], fields['number']]}"
         for fields in events.get("sent", ())
     ]
     parts += [f"records {_value(fields['state'], codec)}" for fields in events.get("recorded", ())]
@@ -53,12 +67,18 @@ def _tell(node: str, what: str, events: Mapping[str, list[Mapping[str, Any]]], c
         parts.append(f"its part is complete, with {count(held, 'message')} in flight to it")
     parts += [f"puts out {_value(fields['record'], codec)}" for fields in events.get("output", ())]
     parts += [f"says {shown(fields['text'])}" for fields in events.get("log", ())]
-    return "; ".join(parts)
+    return "; ".join(filter(None, parts))
 
 
-def _beginning(node: str, what: str, events: Mapping[str, list[Mapping[str, Any]]]) -> str:
+def _beginning(
+    node: str,
+    what: str,
+    events: Mapping[str, list[Mapping[str, Any]]],
+    payloads: Mapping[tuple[str, str, int], str],
+) -> str:
     for fields in events.get("received", ()):
-        return f"receives message {fields['number']} from {fields['from']}"
+        number, src = fields["number"], fields["from"]
+        return f"receives message {number} from {src}: {payloads[src, node, number]}"
     for fields in events.get("marker received", ()):
         return f"sees the marker of {fields['snapshot']} from {fields['from']}{what}"
     for fields in events.get("recorded", ()):
