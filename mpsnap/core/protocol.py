@@ -244,13 +244,13 @@ class SnapshotProtocol:
         self.outbound = tuple(sorted(outbound))
         self._capture = capture
         #: Per outbound channel, messages stamped so far.
-        self.sent: dict[str, int] = self._restored("channel to", self.outbound, sent or {}, 0)
+        self.sent = {**dict.fromkeys(self.outbound, 0), **self._restored("channel to", self.outbound, sent)}
         #: Per inbound channel, messages taken so far. Never above what was seen.
-        self.received: dict[str, int] = self._restored("channel from", self.inbound, received or {}, 0)
+        self.received = {**dict.fromkeys(self.inbound, 0), **self._restored("channel from", self.inbound, received)}
         #: Per inbound channel, messages seen and not yet taken, oldest first; a channel without any is not in it.
         self._inbox: dict[str, deque[object]] = {
             src: deque(waiting)
-            for src, waiting in self._restored("channel from", self.inbound, inboxes or {}, ()).items()
+            for src, waiting in self._restored("channel from", self.inbound, inboxes).items()
             if waiting
         }
         #: Snapshots recorded here and not yet reported.
@@ -409,11 +409,11 @@ class SnapshotProtocol:
 
     # -------------------------------------------------------------------- checks
 
-    def _restored(self, what: str, channels: tuple[str, ...], given: Mapping[str, T], otherwise: T) -> dict[str, T]:
+    def _restored(self, what: str, channels: tuple[str, ...], given: Mapping[str, T] | None) -> Mapping[str, T]:
         # Dropping what belongs nowhere would lose its messages without a trace.
-        for name in sorted(set(given).difference(channels)):
+        for name in sorted(set(given or ()).difference(channels)):
             raise ProtocolError(f"{self.node} has no {what} {name} to restore", where=self.node)
-        return {name: given.get(name, otherwise) for name in channels}
+        return given or {}
 
     def _seen_or_raise(self, src: str) -> int:
         if src not in self.received:
