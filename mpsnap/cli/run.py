@@ -6,9 +6,11 @@ import argparse
 import contextlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 from mpsnap.cli.conduct import Conductor, Plan
+from mpsnap.cli.logfile import add_log, head_of
 from mpsnap.cli.options import (
     Work,
     add_initiator,
@@ -20,9 +22,10 @@ from mpsnap.cli.options import (
     positive,
     seconds,
 )
-from mpsnap.cli.show import Driving, Result, Show, started_line
-from mpsnap.core.errors import MpsnapError
+from mpsnap.cli.show import Driving, Result, Show, started_line, writing
+from mpsnap.core.errors import MpsnapError, one_line
 from mpsnap.core.events import ClusterStarted, Event, SnapshotCompleted
+from mpsnap.runtime.journal import RunLog
 from mpsnap.runtime.supervisor import Supervisor
 
 DEFAULT_SECONDS = 5.0
@@ -60,6 +63,7 @@ def add_parser(verbs: Any) -> None:
     when.add_argument("--concurrent", type=few, default=1, metavar="K", help="snapshots open at once (default 1)")
     when.add_argument("--timeout", type=seconds, default=30.0, metavar="S", help="of one snapshot (default 30)")
     add_output(parser)
+    add_log(parser)
     known = [option for action in parser._actions for option in action.option_strings]
     parser.set_defaults(carry_out=carry_out, known=known)
 
@@ -79,6 +83,23 @@ def carry_out(options: argparse.Namespace) -> Result:
 def _run(options: argparse.Namespace, stdout: TextIO) -> Result:
     work = find_work(options)
     plan = _plan(options, work)
+    with _logged(options, work) as log:
+        return _supervise(options, work, plan, log, stdout)
+
+
+@contextlib.contextmanager
+def _logged(options: argparse.Namespace, work: Work) -> Iterator[RunLog | None]:
+    if options.log is None:
+        yield None
+        return
+    log = RunLog(options.log, head_of(work, "processes"), options.log_limit)
+    try:
+        yield log
+    finally:
+        log.close()
+
+
+def _supervise(options: argparse.Namespace, work: Work, plan: Plan, log: RunLog | None, stdout: TextIO) -> Result:
     supervisor = Supervisor(
         work.topology,
         work.programs,
@@ -86,16 +107,34 @@ def _run(options: argparse.Namespace, stdout: TextIO) -> Result:
         seed=options.seed,
         snapshot_timeout=options.timeout,
         until_terminated=work.until_terminated,
+        journals=None if log is None else log.specs(),
     )
     try:
         driving = Driving("processes", supervisor.start_method, supervisor.totals)
         with Show(options, work, driving, stdout) as show:
             if supervisor.notice:
                 show.narrate(supervisor.notice)
-            attend = _Attention(show, work, plan, supervisor.start_method)
-            return _conduct(Conductor(supervisor, plan, work.script, work.invariants, attend), show)
+            attend = _Attention(show, work, plan, supervisor.start_method, log)
+            result = _conduct(Conductor(supervisor, plan, work.script, work.invariants, attend), show)
+            if log is not None:
+                _merge(log, supervisor, show)
+            return result
     finally:
         supervisor.close()
+
+
+def _merge(log: RunLog, supervisor: Supervisor, show: Show) -> None:
+    show.open_bar(None, "{n_fmt} events to " + one_line(log.path).replace("{", "{{").replace("}", "}}") + ", {elapsed}")
+    told = 0
+
+    def progress(count: int) -> None:
+        nonlocal told
+        show.progress(count - told)
+        told = count
+
+    with writing(log.path):
+        log.merge(supervisor.codecs, progress)
+    show.close_bar()
 
 
 def _conduct(conductor: Conductor, show: Show) -> Result:
@@ -117,15 +156,18 @@ def _conduct(conductor: Conductor, show: Show) -> Result:
 class _Attention:
     """Show what happens, and how far the run is."""
 
-    def __init__(self, show: Show, work: Work, plan: Plan, start_method: str) -> None:
+    def __init__(self, show: Show, work: Work, plan: Plan, start_method: str, log: RunLog | None) -> None:
         self._show = show
         self._work = work
         self._plan = plan
         self._start_method = start_method
+        self._log = log
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, ClusterStarted):
             self._on_started()
+        if self._log is not None:
+            self._log.attend(event)
         self._show.attend(event)
         if isinstance(event, SnapshotCompleted):
             self._show.progress(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import itertools
 import signal
 import sys
@@ -171,6 +172,7 @@ class _Run:
         return self
 
     def __exit__(self, *_: object) -> None:
+        gc.unfreeze()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -206,6 +208,8 @@ class _Run:
                 audience=self._attend,
                 log=log,
             )
+            # What was built lives as long as the run: the collector need not go through it again and again.
+            gc.freeze()
             if self._work.script is None:
                 self._through_ticks(self._simulator, initiators)
             else:

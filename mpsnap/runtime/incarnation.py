@@ -38,6 +38,7 @@ from mpsnap.runtime import lifeline
 from mpsnap.runtime.board import Board
 from mpsnap.runtime.channel import close_reader, close_writer, reader_fd
 from mpsnap.runtime.frames import FrameReader, FrameWriter
+from mpsnap.runtime.journal import JournalSpec
 from mpsnap.runtime.process import NodeSpec, node_main
 
 #: How long the fence waits for a killed process; the kernel needs milliseconds, a process in disk sleep more.
@@ -66,6 +67,7 @@ class Incarnation:
         context: The one multiprocessing context of the cluster.
         seed: Of the run.
         window: Messages of one channel that may be sent and not taken before its sender pauses.
+        journals: Where each node keeps its journal; empty for none.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Incarnation:
         *,
         seed: int,
         window: int,
+        journals: Mapping[str, JournalSpec],
     ) -> None:
         self.number = number
         self.topology = topology
@@ -88,6 +91,7 @@ class Incarnation:
         #: Per node, the read and write ends of its control pipe and its life pipe.
         self._control: dict[str, tuple[Connection, Connection]] = {}
         self._life: dict[str, tuple[Connection, Connection]] = {}
+        self._journals = journals
         self._closed = False
         lifeline.forget_in_children(self)
         _living.add(self)
@@ -128,6 +132,7 @@ class Incarnation:
             incarnation=self.number,
             seed=seed,
             window=window,
+            journal=self._journals.get(node),
         )
         forked = self._context.get_start_method() == "fork"
         release = (lambda: self._release_for(node)) if forked else None

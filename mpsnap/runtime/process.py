@@ -33,6 +33,7 @@ from typing import IO, Any, NoReturn
 
 from mpsnap.core.blame import blame
 from mpsnap.core.errors import ClusterError, MpsnapError, SnapshotError, one_line
+from mpsnap.core.journal import JournaledCore
 from mpsnap.core.nodecore import Driver, NodeCore
 from mpsnap.core.program import Program, codec_of, load_node_class
 from mpsnap.core.protocol import LocalSnapshot, Marker, SnapshotId
@@ -43,6 +44,7 @@ from mpsnap.runtime.board import Board
 from mpsnap.runtime.channel import QueueReceiver, QueueSender, close_reader, writer_fd
 from mpsnap.runtime.deadlock import REPORT_SECONDS
 from mpsnap.runtime.frames import FrameReader, FrameWriter
+from mpsnap.runtime.journal import FileJournal, JournalSpec
 
 #: How long hooks run before items are looked at again; a marker waits this long and one hook at most.
 TURN_SECONDS = 0.001
@@ -81,6 +83,7 @@ class NodeSpec:
     incarnation: int
     seed: int
     window: int
+    journal: JournalSpec | None
 
 
 def node_main(spec: NodeSpec, release: Callable[[], None] | None) -> NoReturn:
@@ -136,6 +139,7 @@ class NodeProcess(Driver):
         self._results = FrameWriter(writer_fd(spec.results))
         #: Reports that the supervisor has not read yet, by the descriptor of their file.
         self._staged: dict[int, IO[bytes]] = {}
+        self._journal: FileJournal | None = None
         #: Whether every node is ready, so that hooks may run.
         self._running = False
         self._stopping = False
@@ -167,7 +171,11 @@ class NodeProcess(Driver):
         self._view.phase("importing")
         node_class = spec.program.load()
         cluster = [load_node_class(reference) for reference in spec.references]
-        self._core = NodeCore(
+        core_class: Callable[..., NodeCore] = NodeCore
+        if spec.journal is not None:
+            self._journal = FileJournal(spec.journal, sorted(spec.inbound), sorted(spec.outbound), self.log)
+            core_class = partial(JournaledCore, journal=self._journal)
+        self._core = core_class(
             spec.name,
             node_class(),
             inbound=tuple(spec.inbound),
@@ -189,6 +197,8 @@ class NodeProcess(Driver):
     def _leave(self) -> None:
         self._core.stop()
         self._flush()
+        if self._journal is not None:
+            self._journal.flush()
         self._tell("stopped")
         self._drain_results(None)
         for stream in (sys.stdout, sys.stderr):
@@ -199,6 +209,8 @@ class NodeProcess(Driver):
     def _fail(self, error: BaseException) -> NoReturn:
         try:
             self._publish_counts()
+            if self._journal is not None:
+                self._journal.flush()
             self._tell("failed", self._phase_in_words(), *blame(error))
             self._drain_results(LAST_WORDS_SECONDS)
         finally:
@@ -221,7 +233,10 @@ class NodeProcess(Driver):
         self._epoll.register(fd, select.EPOLLIN)
 
     def _wait(self) -> None:
-        for fd, mask in self._epoll.poll(self._timeout()):
+        events = self._epoll.poll(self._timeout())
+        if self._journal is not None:
+            self._journal.turn(time.monotonic())
+        for fd, mask in events:
             if mask & ~select.EPOLLOUT and fd in self._on_readable:
                 self._on_readable[fd]()
         self._view.turn(time.monotonic())
@@ -237,6 +252,8 @@ class NodeProcess(Driver):
         waits = [] if wanted is None else [min(LONGEST_WAIT_SECONDS, max(0.0, wanted - time.monotonic()))]
         if room < 2:
             waits.append(WINDOW_POLL_SECONDS)
+        if self._journal is not None and self._journal.due is not None:
+            waits.append(max(0.0, self._journal.due - time.monotonic()))
         return min(waits) if waits else None
 
     def _turn(self) -> None:

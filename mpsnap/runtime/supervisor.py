@@ -45,6 +45,7 @@ from mpsnap.runtime.deadlines import Deadlines
 from mpsnap.runtime.deadlock import Waits
 from mpsnap.runtime.frames import Note
 from mpsnap.runtime.incarnation import Incarnation
+from mpsnap.runtime.journal import JournalSpec
 from mpsnap.runtime.snapshots import Snapshots
 
 #: How long nodes may take to import their code and run `setup`.
@@ -85,6 +86,7 @@ class Supervisor:
         until_terminated: bool = False,
         allow_threads: bool = False,
         incarnation: int = 0,
+        journals: Mapping[str, JournalSpec] | None = None,
     ) -> None:
         self.topology = topology
         self.seed = seed
@@ -101,6 +103,7 @@ class Supervisor:
         preflight.check(self._context, topology, allow_threads=allow_threads)
         self._programs = programs
         self._window = window
+        self._journals = journals or {}
         self._until_terminated = until_terminated
         self._incarnation_number = incarnation
         self._incarnation: Incarnation | None = None
@@ -108,7 +111,8 @@ class Supervisor:
             reference: Program(reference, {}).load() for reference in {p.reference for p in programs.values()}
         }
         codecs = {reference: codec_of(each, self._classes.values()) for reference, each in self._classes.items()}
-        self._node_codecs = {node: codecs[program.reference] for node, program in programs.items()}
+        #: How to read each node's values.
+        self.codecs = {node: codecs[program.reference] for node, program in programs.items()}
         #: Made by `start`: an object that was never started holds nothing that has to be given back.
         self._selector: selectors.DefaultSelector
         self._bell = -1
@@ -124,7 +128,7 @@ class Supervisor:
         self._snapshots = Snapshots(
             topology,
             # Here a pickle stays a pickle: looking at a snapshot runs no code from it.
-            {node: codec.reader() for node, codec in self._node_codecs.items()},
+            {node: codec.reader() for node, codec in self.codecs.items()},
             incarnation,
             snapshot_timeout,
             deadlines=self._deadlines,
@@ -229,6 +233,7 @@ class Supervisor:
                 self._context,
                 seed=self.seed,
                 window=self._window,
+                journals=self._journals,
             )
             if self.ended:
                 # A signal handler or another thread has stopped it meanwhile, and could not know of the processes yet.
@@ -289,9 +294,9 @@ class Supervisor:
             ClusterError: The cluster is not running, or has no such node.
         """
         self._require_running("send a command")
-        if node not in self._node_codecs:
+        if node not in self.codecs:
             raise ClusterError(f"there is no node {node}")
-        encoded = self._node_codecs[node].encode(command, where="command")
+        encoded = self.codecs[node].encode(command, where="command")
         self._tickets += 1
         self._snapshots.disturb()
         self._tell(node, "command", self._tickets, encoded)
@@ -491,11 +496,11 @@ class Supervisor:
                 self._end(error)
 
     def _on_emitted(self, node: str, n: int, record: bytes) -> None:
-        self._happened(Emitted(node, n, self._node_codecs[node].reader().decode(record)))
+        self._happened(Emitted(node, n, self.codecs[node].reader().decode(record)))
 
     def _on_replied(self, node: str, ticket: int, value: bytes) -> None:
         self._snapshots.settle()
-        self._happened(Replied(ticket, node, self._node_codecs[node].reader().decode(value)))
+        self._happened(Replied(ticket, node, self.codecs[node].reader().decode(value)))
 
     def _on_logged(self, node: str, text: str) -> None:
         self._happened(Logged(node, text))

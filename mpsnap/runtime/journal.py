@@ -1,0 +1,384 @@
+"""The event log of a run: each node writes what happens to it into a file of its own; at the end they are merged.
+
+This module owns these files. What an event is, and the log that is made of them, is the business of
+`mpsnap.core.history`.
+
+A node must lose next to no time: a message costs two appends to lists, its number and its time follow from the order.
+Every few thousand events, or after `FLUSH_SECONDS`, a block goes to the file:
+
+    length, checksum (two u32)   marshal of (index of the first event, counts, codes, times, payloads, encoded, notes)
+
+A code is an event: 0 takes the next of `times`, 1 the next of `notes`, the others are a message sent or received on a
+channel. `counts` says how many went over each channel before the block. So a file is read to its last whole block,
+however the node ended; one that is killed takes its last `FLUSH_SECONDS` along.
+
+A file has an end: when half of a node's share is full it becomes the old one, and the one that was old before is gone.
+So the newest events are kept, and the log says how many are not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import marshal
+import os
+import shutil
+import struct
+import time
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import IO, Any, NamedTuple
+from zlib import crc32
+
+from mpsnap.core.codec import Codec, Encoded
+from mpsnap.core.errors import InputError, NodeError
+from mpsnap.core.events import ClusterStopped, Event, SnapshotAbandoned, SnapshotCompleted, SnapshotInitiated
+from mpsnap.core.history import VALUES, Entry, Head, causal_order, entry_line, error_shown, head_line, value_shown
+from mpsnap.core.journal import Journal
+
+#: Events of a block.
+BLOCK_EVENTS = 4096
+#: How long a node keeps events to itself. A block costs as much as some twenty events.
+FLUSH_SECONDS = 0.05
+#: What an event may take on average before a file is full: values may be large.
+EVENT_BYTES = 256
+#: The least that a node may keep.
+LEAST_EVENTS = 1000
+
+_HEADER = struct.Struct("!II")
+_TIME, _NOTE, _FIRST_CHANNEL = 0, 1, 2
+
+
+class JournalSpec(NamedTuple):
+    """Where a node keeps its journal, and about how many events."""
+
+    path: str
+    events: int
+
+
+class FileJournal(Journal):
+    """Keep one node's events in a file.
+
+    Args:
+        spec: Where.
+        inbound: Sources of the node's channels, in the order of names.
+        outbound: Their destinations, too.
+        complain: Told, once, why nothing more is written: a full disk must not end the node.
+    """
+
+    def __init__(
+        self, spec: JournalSpec, inbound: Sequence[str], outbound: Sequence[str], complain: Callable[[str], None]
+    ) -> None:
+        self._path = spec.path
+        self._most = max(BLOCK_EVENTS, spec.events // 2)
+        self._complain = complain
+        first_in = _FIRST_CHANNEL + len(outbound)
+        self._sent = {dst: _FIRST_CHANNEL + k for k, dst in enumerate(outbound)}
+        self._received = {src: first_in + k for k, src in enumerate(inbound)}
+        #: Per channel, the outbound ones first, messages before this block.
+        self._counts = [0] * (len(outbound) + len(inbound))
+        self._index = 0
+        #: Every block begins with a time.
+        self._codes: list[int] = [_TIME]
+        self._times: list[float] = [time.monotonic()]
+        self._payloads: list[object] = []
+        #: Places of the payloads that are encoded.
+        self._encoded: list[int] = []
+        self._notes: list[tuple[float, str, dict[str, Any]]] = []
+        #: How long `codes` was when a time was last put there.
+        self._marked = 1
+        self._flushed = time.monotonic()
+        #: Of the file: events and bytes.
+        self._written = (0, 0)
+        self._file: IO[bytes] | None = open(spec.path, "wb", buffering=0)  # noqa: SIM115 - open as long as the node lives
+
+    def sent(self, dst: str, number: int, payload: object) -> None:
+        self.sending(lambda dst, number, payload: None)(dst, number, payload)
+
+    def sending(self, send: Callable[[str, int, object], None]) -> Callable[[str, int, object], None]:
+        # Once a message: names instead of attributes, and one call instead of two.
+        code_of, note, keep, payloads, encoded = (
+            self._sent,
+            self._codes.append,
+            self._payloads.append,
+            self._payloads,
+            self._encoded,
+        )
+
+        def noted(dst: str, number: int, payload: object) -> None:
+            note(code_of[dst])
+            if type(payload) is Encoded:
+                encoded.append(len(payloads))
+                keep(payload.data)
+            else:
+                keep(payload)
+            if not number % BLOCK_EVENTS:
+                self.flush()
+            send(dst, number, payload)
+
+        return noted
+
+    def received(self, src: str) -> None:
+        self._codes.append(self._received[src])
+
+    def note(self, event: str, **fields: Any) -> None:
+        for name in VALUES.keys() & fields.keys():
+            fields[name] = _shortened(fields[name], VALUES[name])
+        self._codes.append(_NOTE)
+        self._notes.append((time.monotonic(), event, fields))
+
+    @property
+    def due(self) -> float | None:
+        """When what is kept back is to be written, on the monotonic clock; None while nothing is."""
+        return None if len(self._codes) == len(self._times) else self._flushed + FLUSH_SECONDS
+
+    def turn(self, now: float) -> None:
+        """Note that what follows happens from now on, and write what has waited too long."""
+        if now - self._flushed >= FLUSH_SECONDS or len(self._codes) >= BLOCK_EVENTS:
+            self.flush()
+        if len(self._codes) == self._marked:
+            # Nothing since the last time: it moves.
+            self._times[-1] = now
+            return
+        self._codes.append(_TIME)
+        self._times.append(now)
+        self._marked = len(self._codes)
+
+    def flush(self) -> None:
+        """Write what there is."""
+        if len(self._codes) == len(self._times) or self._file is None:
+            return
+        codes = array("I", self._codes)
+        content = self._index, self._counts, codes.tobytes(), self._times, self._payloads, self._encoded, self._notes
+        body = marshal.dumps(content)
+        if len(body) > EVENT_BYTES * len(codes):
+            self._shorten_payloads()
+            body = marshal.dumps((*content[:4], self._payloads, self._encoded, self._notes))
+        try:
+            self._write(_HEADER.pack(len(body), crc32(body)) + body)
+        except OSError as error:
+            self._complain(f"the event log of this node ends here: {error.strerror}")
+            self._file = None
+        self._begin_block(Counter(self._codes))
+
+    def _begin_block(self, done: Counter[int]) -> None:
+        events = len(self._codes) - done[_TIME]
+        self._index += events
+        for code, count in done.items():
+            if code >= _FIRST_CHANNEL:
+                self._counts[code - _FIRST_CHANNEL] += count
+        last = self._times[-1]
+        # Emptied and not replaced: `sending` holds on to them.
+        for kept in (self._codes, self._times, self._payloads, self._encoded, self._notes):
+            kept.clear()
+        self._codes.append(_TIME)
+        self._times.append(last)
+        self._marked = 1
+        self._flushed = time.monotonic()
+        written, size = self._written
+        self._written = written + events, size
+        if self._file is not None and (written + events >= self._most or size >= self._most * EVENT_BYTES):
+            self._begin_file()
+
+    def _write(self, block: bytes) -> None:
+        assert self._file is not None
+        rest = memoryview(block)
+        while rest:
+            rest = rest[self._file.write(rest) :]
+        self._written = self._written[0], self._written[1] + len(block)
+
+    def _begin_file(self) -> None:
+        assert self._file is not None
+        self._file.close()
+        os.replace(self._path, f"{self._path}.old")
+        self._file = open(self._path, "wb", buffering=0)  # noqa: SIM115 - open as long as the node lives
+        self._written = 0, 0
+
+    def _shorten_payloads(self) -> None:
+        most = VALUES["payload"]
+        for k, payload in enumerate(self._payloads):
+            if isinstance(payload, str | bytes | tuple) and len(data := marshal.dumps(payload)) > most:
+                self._payloads[k] = {"$size": len(data)}
+
+
+def _shortened(value: object, most: int) -> object:
+    """Return a fixed value as marshal can write it: (1, bytes) of an encoded one, (0, value), or its size."""
+    if type(value) is Encoded:
+        return (1, value.data) if len(value.data) <= most else {"$size": len(value.data)}
+    return 0, value
+
+
+# ------------------------------------------------------------------- reading
+
+
+def read_part(path: str, node: str, head: Head, codec: Codec, started: float) -> Iterator[Entry]:
+    """Read a node's events back, as far as they are whole."""
+    first = True
+    for block in chain(_blocks(f"{path}.old"), _blocks(path)):
+        if first:
+            yield from _dropped(block, node, head)
+            first = False
+        yield from _entries(block, node, head, codec, started)
+
+
+def _blocks(path: str) -> Iterator[Any]:
+    try:
+        file = open(path, "rb")  # noqa: SIM115 - closed by the `with` below
+    except FileNotFoundError:
+        return
+    with file:
+        while len(header := file.read(_HEADER.size)) == _HEADER.size:
+            length, checksum = _HEADER.unpack(header)
+            body = file.read(length)
+            if len(body) < length or crc32(body) != checksum:
+                return
+            yield marshal.loads(body)
+
+
+def _neighbours(node: str, head: Head) -> tuple[list[str], list[str]]:
+    outbound = sorted(dst for src, dst in head.channels if src == node)
+    return outbound, sorted(src for src, dst in head.channels if dst == node)
+
+
+def _dropped(block: Any, node: str, head: Head) -> Iterator[Entry]:
+    index, counts = block[:2]
+    if index:
+        outbound, _ = _neighbours(node, head)
+        sent = dict(zip(outbound, counts, strict=False))
+        yield Entry(node, index - 1, 0.0, "dropped", {"count": index, "sent": sent})
+
+
+def _entries(block: Any, node: str, head: Head, codec: Codec, started: float) -> Iterator[Entry]:
+    index, counts, codes, times, payloads, encoded, notes = block
+    outbound, inbound = _neighbours(node, head)
+    for k in encoded:
+        payloads[k] = Encoded(payloads[k])
+    order = array("I")
+    order.frombytes(codes)
+    marks, values, told = iter(times), iter(payloads), iter(notes)
+    now = 0.0
+    for code in order:
+        if code == _TIME:
+            now = _since(next(marks), started)
+            continue
+        if code == _NOTE:
+            at, event, fields = next(told)
+            now = max(now, _since(at, started))
+            yield Entry(node, index, now, event, _shown(fields, codec))
+        else:
+            at = code - _FIRST_CHANNEL
+            number = counts[at] = counts[at] + 1
+            if at < len(outbound):
+                value = next(values)
+                payload = value if type(value) is dict else value_shown(value, codec, VALUES["payload"])
+                yield Entry(node, index, now, "sent", {"to": outbound[at], "number": number, "payload": payload})
+            else:
+                yield Entry(node, index, now, "received", {"from": inbound[at - len(outbound)], "number": number})
+        index += 1
+
+
+def _since(at: float, started: float) -> float:
+    return max(0.0, round(at - started, 6))
+
+
+def _shown(fields: dict[str, Any], codec: Codec) -> dict[str, Any]:
+    for name in VALUES.keys() & fields.keys():
+        value = fields[name]
+        if type(value) is tuple:
+            kind, inner = value
+            fields[name] = value_shown(Encoded(inner) if kind else inner, codec, VALUES[name])
+    return fields
+
+
+# ------------------------------------------------------------------ the whole
+
+
+class RunLog:
+    """Hold the log of one run: the journals of its nodes while it goes on, the merged file at the end.
+
+    Args:
+        path: Of the merged log. The journals are in a folder beside it until then.
+        head: What runs.
+        events: About how many events are kept in all.
+
+    Raises:
+        InputError: It cannot be written there.
+    """
+
+    def __init__(self, path: str, head: Head, events: int) -> None:
+        self.path = path
+        self._folder = f"{path}.parts"
+        self._head = head
+        self._events = events
+        self._started = time.monotonic()
+        self._noted: list[Entry] = []
+        self._died: NodeError | None = None
+        try:
+            self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115 - closed by `close`
+            self._file.write(head_line(head) + "\n")
+            self._file.flush()
+            # What a run left that was killed with its supervisor.
+            shutil.rmtree(self._folder, ignore_errors=True)
+            os.mkdir(self._folder, 0o700)
+        except (OSError, ValueError) as error:
+            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            raise InputError(f"cannot be written: {reason}", where=path or "''") from error
+
+    def specs(self) -> dict[str, JournalSpec]:
+        """Return where each node keeps its journal."""
+        share = max(LEAST_EVENTS, self._events // len(self._head.nodes))
+        return {node: JournalSpec(self._part(rank), share) for rank, node in enumerate(self._head.nodes)}
+
+    def _part(self, rank: int) -> str:
+        return os.path.join(os.path.abspath(self._folder), str(rank))
+
+    def attend(self, event: Event) -> None:
+        """Note what is the supervisor's to tell."""
+        if isinstance(event, SnapshotInitiated):
+            self._note("initiated", event, initiators=list(event.initiators))
+        elif isinstance(event, SnapshotCompleted):
+            snapshot = event.snapshot
+            named = SnapshotInitiated(snapshot.number, snapshot.id, snapshot.initiators)
+            self._note("completed", named, verified=snapshot.verified)
+        elif isinstance(event, SnapshotAbandoned):
+            self._note("abandoned", event, error=error_shown(event.error))
+        elif isinstance(event, ClusterStopped) and isinstance(event.error, NodeError):
+            self._died = event.error
+
+    def _note(self, event: str, about: SnapshotInitiated | SnapshotAbandoned, **fields: Any) -> None:
+        detail = {"number": about.number, "snapshot": str(about.snapshot_id), **fields}
+        now = _since(time.monotonic(), self._started)
+        self._noted.append(Entry(None, len(self._noted), now, event, detail))
+
+    def merge(self, codecs: Mapping[str, Codec], progress: Callable[[int], None]) -> int:
+        """Write the log, when no node is left; return how many entries it has.
+
+        Args:
+            codecs: How to read each node's values.
+            progress: Told how many entries are written.
+        """
+        parts: dict[str | None, Iterable[Entry]] = {None: self._noted}
+        for rank, node in enumerate(self._head.nodes):
+            part = read_part(self._part(rank), node, self._head, codecs[node].reader(), self._started)
+            parts[node] = self._with_death(part) if self._died is not None and self._died.node == node else part
+        count = 0
+        for count, entry in enumerate(causal_order(parts), 1):
+            self._file.write(entry_line(entry) + "\n")
+            if count % 1000 == 0:
+                progress(count)
+        return count
+
+    def _with_death(self, part: Iterable[Entry]) -> Iterator[Entry]:
+        index, now = -1, 0.0
+        for entry in part:
+            index, now = entry.index, entry.time
+            yield entry
+        assert self._died is not None
+        yield Entry(self._died.node, index + 1, now, "died", {"error": error_shown(self._died)})
+
+    def close(self) -> None:
+        """Give everything back but the log."""
+        self._file.close()
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self._folder)
