@@ -137,7 +137,8 @@ def main() -> None:
     for row in results:
         print(
             f"{row['row']:26} {row['messages_per_s']:9,.0f} messages/s without a log; "
-            f"with one {row['ratio_median']:.3f} of that (a second run without: {row['noise_median']:.3f}), {row['entries']:,} entries checked"
+            f"with one {row['ratio_median']:.3f} of that "
+            f"(a second run without: {row['noise_median']:.3f}), {row['entries']:,} entries checked"
         )
 
 

@@ -48,7 +48,7 @@ examples:
   python -m mpsnap simulate bank --topology ring:6 --seed 7 --invariant mpsnap.apps.bank:audit
   python -m mpsnap simulate --topology net.top --events net.events --delays net.delays --format snap --out snaps
   python -m mpsnap simulate --schedule violation.schedule --log violation.log
-  python -m mpsnap simulate --topology ring:100000 --ticks 50 --snapshots 1 --log ring.log
+  echo snapshot N1 > one.events; python -m mpsnap simulate --topology ring:100000 --events one.events
 """
 
 
