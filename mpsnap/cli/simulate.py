@@ -113,8 +113,15 @@ def carry_out(options: argparse.Namespace) -> Result:
         InputError: Something asked for is wrong; no node's code has run.
     """
     stdout = sys.stdout
-    with contextlib.redirect_stdout(sys.stderr):
-        return _simulate(options, stdout)
+    # What is built here lives as long as the run, and may be millions of objects: the collector would only go through
+    # them again and again.
+    gc.disable()
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            return _simulate(options, stdout)
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 def _simulate(options: argparse.Namespace, stdout: TextIO) -> Result:
@@ -172,7 +179,6 @@ class _Run:
         return self
 
     def __exit__(self, *_: object) -> None:
-        gc.unfreeze()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -208,8 +214,8 @@ class _Run:
                 audience=self._attend,
                 log=log,
             )
-            # What was built lives as long as the run: the collector need not go through it again and again.
             gc.freeze()
+            gc.enable()
             if self._work.script is None:
                 self._through_ticks(self._simulator, initiators)
             else:

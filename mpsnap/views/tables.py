@@ -7,6 +7,7 @@ documents have everything.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from tabulate import tabulate
@@ -27,9 +28,9 @@ def snapshot_table(snapshot: GlobalSnapshot, simulated: bool = False) -> str:
     """Return a heading, a table of the nodes and one of the channels that hold messages."""
     nodes = [
         (name, shown(node.state), sum(node.sent.values()), sum(node.received.values()))
-        for name, node in list(snapshot.nodes.items())[:ROWS_SHOWN]
+        for name, node in itertools.islice(snapshot.nodes.items(), ROWS_SHOWN)
     ]
-    busy = [(channel, messages) for channel, messages in snapshot.channels.items() if messages]
+    busy = list(snapshot.busy.items())
     held = [(f"{src} -> {dst}", len(messages), messages_shown(messages)) for (src, dst), messages in busy[:ROWS_SHOWN]]
     parts = [snapshot_line(snapshot, simulated), _table(nodes, ("node", "state", "sent", "received"), "llrr")]
     if len(snapshot.nodes) > ROWS_SHOWN:
@@ -45,7 +46,7 @@ def snapshot_table(snapshot: GlobalSnapshot, simulated: bool = False) -> str:
 def snapshot_line(snapshot: GlobalSnapshot, simulated: bool = False) -> str:
     """Return one line that says which snapshot this is, that it is proven, and how much was in flight."""
     took = "" if snapshot.duration is None else f" in {duration_shown(snapshot.duration, simulated)}"
-    busy = sum(1 for messages in snapshot.channels.values() if messages)
+    busy = len(snapshot.busy)
     return (
         f"Snapshot {snapshot.number} from {', '.join(snapshot.initiators)}{took}: "
         f"{'consistent' if snapshot.verified else 'NOT CONSISTENT'}, "
