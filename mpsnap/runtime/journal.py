@@ -159,8 +159,15 @@ class FileJournal(Journal):
             self._write(_HEADER.pack(len(body), crc32(body)) + body)
         except OSError as error:
             self._complain(f"the event log of this node ends here: {error.strerror}")
+            self._file.close()
             self._file = None
         self._begin_block(Counter(self._codes))
+
+    def close(self) -> None:
+        """Write what there is; nothing can be noted any more."""
+        self.flush()
+        if self._file is not None:
+            self._file.close()
 
     def _begin_block(self, done: Counter[int]) -> None:
         events = len(self._codes) - done[_TIME]
@@ -253,7 +260,8 @@ def _entries(block: Any, node: str, head: Head, codec: Codec, started: float) ->
     index, counts, codes, times, payloads, encoded, notes = block
     outbound, inbound = _neighbours(node, head)
     for k in encoded:
-        payloads[k] = Encoded(payloads[k])
+        if type(payloads[k]) is bytes:
+            payloads[k] = Encoded(payloads[k])
     order = array("I")
     order.frombytes(codes)
     marks, values, told = iter(times), iter(payloads), iter(notes)

@@ -198,7 +198,7 @@ class NodeProcess(Driver):
         self._core.stop()
         self._flush()
         if self._journal is not None:
-            self._journal.flush()
+            self._journal.close()
         self._tell("stopped")
         self._drain_results(None)
         for stream in (sys.stdout, sys.stderr):
@@ -210,7 +210,7 @@ class NodeProcess(Driver):
         try:
             self._publish_counts()
             if self._journal is not None:
-                self._journal.flush()
+                self._journal.close()
             self._tell("failed", self._phase_in_words(), *blame(error))
             self._drain_results(LAST_WORDS_SECONDS)
         finally:
