@@ -72,6 +72,22 @@ def test_the_other_commands_run(command: str) -> None:
     run([sys.executable, *arguments], ROOT)
 
 
+@pytest.mark.processes
+def test_the_picture_is_what_its_commands_make(tmp_path: Path) -> None:
+    for command in blocks("sh")[3].splitlines():
+        run([sys.executable, *shlex.split(command)[1:]], tmp_path)
+    assert (tmp_path / "small.svg").read_bytes() == (ROOT / "tests" / "golden" / "small.svg").read_bytes()
+    assert "tests/golden/small.svg" in README
+
+
+@pytest.mark.processes
+def test_the_exploration_finds_what_it_says(tmp_path: Path) -> None:
+    (command,) = blocks("sh")[4].splitlines()
+    printed = run([sys.executable, *shlex.split(command)[1:]], tmp_path)
+    (said,) = [block for block in blocks("") if block.startswith("tokens on ring:3")]
+    assert re.sub(r"in [\d.]+ s", "", printed) == re.sub(r"in [\d.]+ s", "", said)
+
+
 def test_every_option_of_run_is_explained_in_its_help() -> None:
     verbs = next(action for action in parser()._actions if action.dest == "verb")
     assert verbs.choices is not None
