@@ -326,6 +326,30 @@ def test_timers_and_idle_calls_come_at_any_moment_and_are_bounded() -> None:
     assert rung == {0, 1, 10}
 
 
+class Moody(Node):
+    """Do something else every time."""
+
+    calls = 0
+
+    def setup(self, ctx: Context) -> None:
+        self.mood = 0
+        if ctx.name == "N1":
+            ctx.send("N2", 1)
+
+    def on_message(self, ctx: Context, sender: str, payload: int) -> None:
+        Moody.calls += 1
+        self.mood = Moody.calls
+
+
+@pytest.mark.parametrize("way", ["exhaust", "walk"])
+def test_a_program_that_cannot_be_repeated_is_no_violation_but_told(way: str) -> None:
+    explorer = Explorer(machine("complete:2", [], ["N1", "N2"], Moody))
+    findings = explorer.exhaust() if way == "exhaust" else explorer.walk(50, 1)
+    assert findings.violation is None
+    assert isinstance(findings.verdict, SnapshotError)
+    assert "N2 to the same state again (different: mood)" in findings.verdict.what
+
+
 def test_a_command_that_is_never_carried_out_is_told() -> None:
     findings = Explorer(machine("complete:2", [("N1", "N2", 11)], ["N1"])).exhaust()
     assert isinstance(findings.verdict, SnapshotError)

@@ -122,11 +122,14 @@ class _Exploration:
             idle = DEFAULT_IDLE_RANDOM if self._options.random else DEFAULT_IDLE
         before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         started = time.monotonic()
+        machine: Machine | None = None
         try:
             machine = Machine(
                 self._work.topology, self._work.programs, self._plan, seed=self._options.seed, sources=idle
             )
             findings = self._explore(Explorer(machine, self._work.invariants))
+        except MpsnapError as trouble:
+            findings = Findings(0, 0, 0, 0, 0, 0, False, None, trouble)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -137,8 +140,9 @@ class _Exploration:
                 f"not every schedule was tried: more than {self._options.max_states} states",
                 hint="--random N, --max-states, fewer messages or nodes, a lower --idle",
             )
-        told = [] if findings.violation is None else self._tell(machine, findings.violation)
-        if findings.violation is not None:
+        told: list[str] = []
+        if findings.violation is not None and machine is not None:
+            told = self._tell(machine, findings.violation)
             self._save(findings.violation, told)
         self._show(findings, error, told, seconds)
         return Result(error, self._signals > 0)

@@ -30,7 +30,7 @@ from mpsnap.core.errors import ConsistencyError, InvariantError, MpsnapError, Sn
 from mpsnap.core.protocol import LocalSnapshot, SnapshotId
 from mpsnap.core.rng import CounterRandom
 from mpsnap.core.snapshot import GlobalSnapshot, Invariant, check_invariants
-from mpsnap.simulator.machine import Command, Initiation, Machine, Note, State, Step
+from mpsnap.simulator.machine import Command, Initiation, Machine, Note, NotRepeatable, State, Step
 
 
 class Violation(NamedTuple):
@@ -55,10 +55,14 @@ class Findings(NamedTuple):
     in_flight: int
     exhausted: bool
     violation: Violation | None
+    #: Why nothing can be said, None if something can.
+    trouble: MpsnapError | None = None
 
     @property
     def verdict(self) -> MpsnapError | None:
         """The error that the exploration ends with, None if all is well."""
+        if self.trouble is not None:
+            return self.trouble
         if self.violation is not None:
             return self.violation.error
         if not self.in_flight:
@@ -108,7 +112,10 @@ class Explorer:
     def exhaust(self, most: int = 10_000_000, progress: Progress = lambda states: False) -> Findings:
         """Try every schedule; give up beyond `most` states."""
         search = _Search(self, self._machine)
-        return search.run(most, progress)
+        try:
+            return search.run(most, progress)
+        except NotRepeatable as trouble:
+            return search.findings(False, None)._replace(trouble=trouble)
 
     def walk(self, schedules: int, seed: int, progress: Progress = lambda schedules: False) -> Findings:
         """Try random schedules: at each state, each possible step is equally likely."""
@@ -116,7 +123,10 @@ class Explorer:
         for k in range(schedules):
             if progress(done):
                 break
-            taken, violation = self._walk_one(CounterRandom(f"explore:{seed}:{k}"))
+            try:
+                taken, violation = self._walk_one(CounterRandom(f"explore:{seed}:{k}"))
+            except NotRepeatable as trouble:
+                return self.findings(states, steps, done, depth, False, None)._replace(trouble=trouble)
             done, steps, depth = done + 1, steps + len(taken), max(depth, len(taken))
             states += len(taken) + 1
             if violation is not None:
@@ -253,6 +263,7 @@ class Explorer:
             for step in steps:
                 state = None if state is None else machine.plain_after(state, step)
             if state is None or machine.plain(state) != expected:
+                machine.check_repeatable(final)
                 return ConsistencyError(f"snapshot {snapshot_id} records what cannot be reached: no way {place}")
         return None
 
@@ -348,9 +359,12 @@ class _Search:
                 break
             violation = self._expand(at)
             at += 1
-        exhausted = violation is None and at == len(self._states)
+        return self.findings(violation is None and at == len(self._states), violation)
+
+    def findings(self, exhausted: bool, violation: Violation | None) -> Findings:
+        """Return what was found so far."""
         explorer, depth = self._explorer, max(self._depth)
-        return explorer.findings(at, self._steps, self._schedules, depth, exhausted, violation)
+        return explorer.findings(len(self._states), self._steps, self._schedules, depth, exhausted, violation)
 
     def _expand(self, at: int) -> Violation | None:
         machine, state = self._machine, self._states[at]

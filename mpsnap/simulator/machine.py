@@ -43,6 +43,10 @@ _LIVE = 256
 _EXACT = Codec(types=(Captured, Timer, SnapshotId, ChannelState, LocalSnapshot))
 
 
+class NotRepeatable(SnapshotError):
+    """Report a node that does not do the same when the same happens to it: nothing can be said of its schedules."""
+
+
 class Command(NamedTuple):
     """Let a node handle a command of plain data; `text` is what a reader calls it."""
 
@@ -115,18 +119,20 @@ class Local:
     """One state of one node. Equal ones are one object, known by `rank`."""
 
     __slots__ = (
-        *("basic", "cause", "idle", "node", "open", "parent"),
+        *("basic", "cause", "exact", "idle", "node", "open", "parent"),
         *("planned", "rank", "reports", "sources", "timer", "waiting"),
     )
 
-    def __init__(self, node: str, rank: int, parent: Local | None, cause: Any, actor: _Actor, basic: bytes) -> None:
+    def __init__(self, node: str, rank: int, parent: Local | None, cause: Any, actor: _Actor, exact: bytes) -> None:
         self.node = node
         self.rank = rank
         #: The state before, and what happened in it; None for the first.
         self.parent = parent
         self.cause = cause
-        #: The user's state with timers, random numbers and count of records: what snapshots are about.
-        self.basic = basic
+        #: The fingerprint; and of it the user's state, timers, random numbers and count of records: what snapshots are
+        #: about.
+        self.exact = exact
+        self.basic = _basic(actor.core.fingerprint()[0])
         #: How much of the plan is done, and how many idle calls and timers have run.
         self.planned = actor.planned
         self.sources = actor.sources
@@ -513,8 +519,35 @@ class Machine:
         actor = self._new_actor(local.node)
         for cause in reversed(causes):
             self._act(actor, cause)
+        if self._exact(actor) != local.exact:
+            raise self._not_repeatable(local, actor)
         self._keep(local.rank, actor)
         return actor
+
+    def check_repeatable(self, state: State) -> None:
+        """Let every node go through its history once more.
+
+        Raises:
+            NotRepeatable: One is then in another state than this.
+        """
+        for rank in state.locals:
+            self._live.pop(rank, None)
+            self._actor(self.locals[rank])
+
+    def _not_repeatable(self, local: Local, actor: _Actor) -> NotRepeatable:
+        was, now = (_EXACT.decode(exact) for exact in (local.exact, self._exact(actor)))
+        states = [self.codecs[local.node].reader().decode(exact[0].state) for exact in (was, now)]  # type: ignore[index]
+        what = "its snapshots differ"
+        if states[0] != states[1]:
+            first, second = (state if isinstance(state, dict) else {"state": state} for state in states)
+            what = "different: " + ", ".join(
+                sorted(str(k) for k in first.keys() | second.keys() if first.get(k) != second.get(k))
+            )
+        return NotRepeatable(
+            f"the same steps do not lead {local.node} to the same state again ({what})",
+            where=local.node,
+            hint="ctx.random and ctx.after for random numbers and clocks; state in attributes, not in modules",
+        )
 
     def _keep(self, rank: int, actor: _Actor) -> None:
         self._live[rank] = actor
@@ -542,13 +575,16 @@ class Machine:
             self._items.append((number, payload))
         return self._item_of[exact]
 
-    def _local(self, name: str, parent: Local | None, cause: Any, actor: _Actor) -> Local:
+    @staticmethod
+    def _exact(actor: _Actor) -> bytes:
         captured, rest = actor.core.fingerprint()
-        basic = _basic(captured)
-        exact = _EXACT.encode((captured, rest, actor.planned, actor.sources, actor.reports))
+        return _EXACT.encode((captured, rest, actor.planned, actor.sources, actor.reports))
+
+    def _local(self, name: str, parent: Local | None, cause: Any, actor: _Actor) -> Local:
+        exact = self._exact(actor)
         rank = self._local_of.setdefault((name, exact), len(self.locals))
         if rank == len(self.locals):
-            self.locals.append(Local(name, rank, parent, cause, actor, basic))
+            self.locals.append(Local(name, rank, parent, cause, actor, exact))
         self._keep(rank, actor)
         return self.locals[rank]
 
