@@ -19,8 +19,9 @@ from mpsnap.core.history import parse_log
 from mpsnap.core.program import NodeSpec, assign
 from mpsnap.core.protocol import SnapshotId
 from mpsnap.core.snapshot import Invariant
+from mpsnap.simulator.actor import Command, Initiation
 from mpsnap.simulator.explorer import Explorer, Findings
-from mpsnap.simulator.machine import Command, Initiation, Machine, State, Step
+from mpsnap.simulator.machine import Machine, State, Step
 
 SCRIPTED = "mpsnap.apps.tokens:ScriptedTokens"
 

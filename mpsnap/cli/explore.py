@@ -19,8 +19,9 @@ from mpsnap.core.errors import InputError, MpsnapError, SnapshotError, one_line
 from mpsnap.core.protocol import SnapshotId
 from mpsnap.core.script import Send, Snapshot, Tick
 from mpsnap.core.topology import Topology
+from mpsnap.simulator.actor import Command, Initiation, Plan
 from mpsnap.simulator.explorer import Explorer, Findings, Violation
-from mpsnap.simulator.machine import Command, Initiation, Machine, Plan
+from mpsnap.simulator.machine import Machine
 from mpsnap.views.document import error_document
 from mpsnap.views.story import story
 from mpsnap.views.tables import count

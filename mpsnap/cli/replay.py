@@ -12,8 +12,9 @@ from mpsnap.cli.show import Driving, Result, Show
 from mpsnap.core.errors import InputError, MpsnapError
 from mpsnap.core.events import Emitted, Logged, SnapshotCompleted
 from mpsnap.core.history import VALUES, Entry, error_shown, value_shown
+from mpsnap.simulator.actor import Note
 from mpsnap.simulator.explorer import Explorer, Followed
-from mpsnap.simulator.machine import Machine, Note
+from mpsnap.simulator.machine import Machine
 from mpsnap.views.tables import count
 
 #: What the file says itself, with the value that means that nobody has given the option.

@@ -16,7 +16,8 @@ from mpsnap.core.errors import InputError, MpsnapError
 from mpsnap.core.program import Program
 from mpsnap.core.protocol import SnapshotId
 from mpsnap.core.topology import Topology
-from mpsnap.simulator.machine import Command, Initiation, Plan, Step
+from mpsnap.simulator.actor import Command, Initiation, Plan
+from mpsnap.simulator.machine import Step
 
 FORMAT = 1
 

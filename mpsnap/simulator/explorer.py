@@ -30,7 +30,8 @@ from mpsnap.core.errors import ConsistencyError, InvariantError, MpsnapError, Sn
 from mpsnap.core.protocol import LocalSnapshot, SnapshotId
 from mpsnap.core.rng import CounterRandom
 from mpsnap.core.snapshot import GlobalSnapshot, Invariant, check_invariants
-from mpsnap.simulator.machine import Command, Initiation, Machine, Note, NotRepeatable, State, Step
+from mpsnap.simulator.actor import Command, Initiation, Note
+from mpsnap.simulator.machine import Machine, NotRepeatable, State, Step
 
 
 class Violation(NamedTuple):

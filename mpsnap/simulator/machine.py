@@ -23,46 +23,23 @@ commutes unless one sends to the other, so only the order of the steps of one no
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from mpsnap.core.blame import blame, node_error
 from mpsnap.core.codec import Codec
-from mpsnap.core.errors import ConsistencyError, MpsnapError, SnapshotError
-from mpsnap.core.journal import Journal, JournaledCore
-from mpsnap.core.nodecore import Driver, NodeCore
+from mpsnap.core.errors import MpsnapError, SnapshotError
 from mpsnap.core.program import Program, codec_of
-from mpsnap.core.protocol import ChannelState, LocalSnapshot, Marker, SnapshotId
-from mpsnap.core.snapshot import Captured, Timer
+from mpsnap.core.protocol import LocalSnapshot, Marker
 from mpsnap.core.topology import Topology
+from mpsnap.simulator.actor import EXACT, Actor, Command, Initiation, Note, Plan, basic_of, error_of
 
 #: How many live nodes are kept, so that following one path repeats no histories.
 _LIVE = 256
 
-#: For fingerprints: the codec's bytes tell 1 from True and from 1.0, which Python's own comparison does not.
-_EXACT = Codec(types=(Captured, Timer, SnapshotId, ChannelState, LocalSnapshot))
-
 
 class NotRepeatable(SnapshotError):
     """Report a node that does not do the same when the same happens to it: nothing can be said of its schedules."""
-
-
-class Command(NamedTuple):
-    """Let a node handle a command of plain data; `text` is what a reader calls it."""
-
-    value: object
-    text: str
-
-
-class Initiation(NamedTuple):
-    """Let a node begin this snapshot, which has this number."""
-
-    snapshot_id: SnapshotId
-    number: int
-
-
-#: By node, what is to be done there, in this order but at any moments.
-Plan: TypeAlias = Mapping[str, Sequence[Command | Initiation]]
 
 
 class Step(NamedTuple):
@@ -96,13 +73,6 @@ class State(NamedTuple):
     channels: tuple[tuple[int, ...], ...]
 
 
-class Note(NamedTuple):
-    """One event of a step, with the fields of the event log; values of the user's are fixed, not yet JSON."""
-
-    event: str
-    fields: Mapping[str, Any]
-
-
 class Outcome(NamedTuple):
     """What a step did to its node: the `Local` it becomes, what it sent (channel, item), what happened, and the error.
 
@@ -123,7 +93,7 @@ class Local:
         *("planned", "rank", "reports", "sources", "timer", "waiting"),
     )
 
-    def __init__(self, node: str, rank: int, parent: Local | None, cause: Any, actor: _Actor, exact: bytes) -> None:
+    def __init__(self, node: str, rank: int, parent: Local | None, cause: Any, actor: Actor, exact: bytes) -> None:
         self.node = node
         self.rank = rank
         #: The state before, and what happened in it; None for the first.
@@ -132,7 +102,7 @@ class Local:
         #: The fingerprint; and of it the user's state, timers, random numbers and count of records: what snapshots are
         #: about.
         self.exact = exact
-        self.basic = _basic(actor.core.fingerprint()[0])
+        self.basic = actor.basic()
         #: How much of the plan is done, and how many idle calls and timers have run.
         self.planned = actor.planned
         self.sources = actor.sources
@@ -144,114 +114,6 @@ class Local:
         #: By snapshot id, the ranks of the local snapshots reported so far; and the ids of those still recording.
         self.reports = dict(actor.reports)
         self.open = tuple(protocol.open_channels())
-
-
-class _Actor(Driver, Journal):
-    """One live node: what it sends, reports and notes in a step is collected here."""
-
-    def __init__(self, machine: Machine, node: str) -> None:
-        self.planned = 0
-        self.sources = 0
-        #: By snapshot id, the rank of this node's local snapshot among all.
-        self.reports: dict[SnapshotId, int] = {}
-        self._intern = machine.intern_report
-        self.sent_items: list[tuple[str, int, object]] = []
-        self.notes: list[Note] = []
-        self._now = 0.0
-        self._answer: bytes = b""
-        self._received: dict[str, int] = {}
-        self._plan = machine.plan.get(node, ())
-        self._codec = machine.codecs[node]
-        topology = machine.topology
-        program = machine.programs[node]
-        self.core = JournaledCore(
-            node,
-            program.load()(),
-            inbound=topology.inbound(node),
-            outbound=topology.outbound(node),
-            unreachable=machine.unreachable(node),
-            incarnation=0,
-            seed=machine.seed,
-            codec=self._codec,
-            driver=self,
-            clock=lambda: self._now,
-            journal=self,
-        )
-        self.core.start(dict(program.params))
-
-    def act(self, kind: str, src: str, items: Sequence[tuple[int, object]]) -> bool:
-        """Take a step that moves these items from the channel; return False if the plan's command was refused."""
-        core = self.core
-        if kind == "take":
-            if items:
-                core.deliver(src, *items[0])
-            else:
-                core.take(src)
-        elif kind == "mark":
-            for number, payload in items[:-1]:
-                core.receive_batch(src, number, (payload,))
-            marker = items[-1][1]
-            assert isinstance(marker, Marker)
-            core.receive_marker(src, marker)
-        elif kind == "plan":
-            return self._carry_out(self._plan[self.planned])
-        elif kind == "idle":
-            self.sources += 1
-            core.run_idle()
-        else:
-            self.sources += 1
-            self._now = max(self._now, core.next_timer or 0.0)
-            core.run_timer()
-        return True
-
-    def _carry_out(self, planned: Command | Initiation) -> bool:
-        self.planned += 1
-        if isinstance(planned, Initiation):
-            self.core.initiate(planned.snapshot_id)
-            return True
-        self.core.command(0, self._codec.encode(planned.value, where="command"))
-        self.core.step(sources=False)
-        return self._codec.decode(self._answer) is not False
-
-    # -------------------------------------------------------- what the core asks
-
-    def send(self, dst: str, number: int, payload: object) -> None:
-        self.sent_items.append((dst, number, payload))
-
-    def send_marker(self, dst: str, marker: Marker) -> None:
-        self.sent_items.append((dst, 0, marker))
-
-    def report(self, local: LocalSnapshot) -> None:
-        if local.snapshot_id in self.reports:
-            raise ConsistencyError(f"a second local snapshot of {local.snapshot_id}", where=local.node)
-        self.reports[local.snapshot_id] = self._intern(local)
-
-    def refused(self, snapshot_id: SnapshotId, error: MpsnapError) -> None:
-        raise error
-
-    def reply(self, ticket: int, value: bytes) -> None:
-        self._answer = value
-
-    def initiated(self, snapshot_id: SnapshotId) -> None:
-        pass
-
-    def emit(self, n: int, record: bytes) -> None:
-        pass
-
-    def log(self, text: str) -> None:
-        pass
-
-    # ------------------------------------------------------------- what it notes
-
-    def sent(self, dst: str, number: int, payload: object) -> None:
-        self.note("sent", to=dst, number=number, payload=payload)
-
-    def received(self, src: str) -> None:
-        number = self._received[src] = self._received.get(src, 0) + 1
-        self.note("received", **{"from": src, "number": number})
-
-    def note(self, event: str, **fields: Any) -> None:
-        self.notes.append(Note(event, fields))
 
 
 class Machine:
@@ -295,7 +157,7 @@ class Machine:
         self.locals: list[Local] = []
         self._local_of: dict[tuple[str, bytes], int] = {}
         self._outcomes: dict[tuple[int, str, str, tuple[int, ...]], Outcome | None] = {}
-        self._live: OrderedDict[int, _Actor] = OrderedDict()
+        self._live: OrderedDict[int, Actor] = OrderedDict()
         #: Steps that a node can take without an item, by its local state.
         self._own_steps: dict[int, tuple[Step, ...]] = {}
         #: The numbers of the snapshots: those of the plan, then others as they are heard of.
@@ -439,16 +301,16 @@ class Machine:
 
     def plain_cut(self, parts: Mapping[str, LocalSnapshot]) -> object:
         """Return what the program itself is in a recorded cut, in the form of `plain`."""
-        nodes = tuple(_basic(parts[name].captured) for name in self.names)
+        nodes = tuple(basic_of(parts[name].captured) for name in self.names)
         channels = []
         for src, dst in self.channels:
             first, payloads = parts[dst].channels[src]
-            channels.append(tuple((first + k, _EXACT.encode(payload)) for k, payload in enumerate(payloads)))
+            channels.append(tuple((first + k, EXACT.encode(payload)) for k, payload in enumerate(payloads)))
         return nodes, tuple(channels)
 
     def _plain_item(self, item: int) -> tuple[int, bytes]:
         number, payload = self._items[item]
-        return number, _EXACT.encode(payload)
+        return number, EXACT.encode(payload)
 
     def _waiting(self, state: State, channel: tuple[str, str]) -> list[tuple[int, bytes]]:
         src, dst = channel
@@ -458,7 +320,7 @@ class Machine:
         protocol = self._actor(local).core.protocol
         inbox: Any = protocol.fingerprint()[2]
         first = protocol.received[src] + 1
-        return [(first + k, _EXACT.encode(payload)) for k, payload in enumerate(inbox[src])]
+        return [(first + k, EXACT.encode(payload)) for k, payload in enumerate(inbox[src])]
 
     # ------------------------------------------------------------- running a node
 
@@ -472,9 +334,18 @@ class Machine:
         empty: tuple[tuple[int, ...], ...] = ((),) * len(self.channels)
         return State(tuple(locals_), self._with_sent(empty, sent))
 
-    def _new_actor(self, name: str) -> _Actor:
+    def _new_actor(self, name: str) -> Actor:
         try:
-            return _Actor(self, name)
+            return Actor(
+                name,
+                self.programs[name],
+                self.topology,
+                self.plan.get(name, ()),
+                unreachable=self.unreachable(name),
+                codec=self.codecs[name],
+                seed=self.seed,
+                keep_report=self.keep_report,
+            )
         except MpsnapError:
             raise
         except Exception as error:
@@ -494,19 +365,19 @@ class Machine:
             if not self._act(actor, cause):
                 return None
         except Exception as raised:
-            return Outcome(local.rank, (), tuple(actor.notes), _error_of(actor.core, raised))
+            return Outcome(local.rank, (), tuple(actor.notes), error_of(actor.core, raised))
         sent = tuple(self._sent(local.node, actor))
         return Outcome(self._local(local.node, local, cause, actor).rank, sent, tuple(actor.notes), None)
 
     @staticmethod
-    def _act(actor: _Actor, cause: tuple[str, str, Any]) -> bool:
+    def _act(actor: Actor, cause: tuple[str, str, Any]) -> bool:
         actor.notes, actor.sent_items = [], []
         if cause[0] == "pass":
             actor.planned += 1
             return True
         return actor.act(*cause)
 
-    def _actor(self, local: Local) -> _Actor:
+    def _actor(self, local: Local) -> Actor:
         """Return a live node in this state: one that is in it, or a new one that repeats its history."""
         actor = self._live.get(local.rank)
         if actor is not None:
@@ -519,7 +390,7 @@ class Machine:
         actor = self._new_actor(local.node)
         for cause in reversed(causes):
             self._act(actor, cause)
-        if self._exact(actor) != local.exact:
+        if actor.fingerprint() != local.exact:
             raise self._not_repeatable(local, actor)
         self._keep(local.rank, actor)
         return actor
@@ -534,8 +405,8 @@ class Machine:
             self._live.pop(rank, None)
             self._actor(self.locals[rank])
 
-    def _not_repeatable(self, local: Local, actor: _Actor) -> NotRepeatable:
-        was, now = (_EXACT.decode(exact) for exact in (local.exact, self._exact(actor)))
+    def _not_repeatable(self, local: Local, actor: Actor) -> NotRepeatable:
+        was, now = (EXACT.decode(exact) for exact in (local.exact, actor.fingerprint()))
         states = [self.codecs[local.node].reader().decode(exact[0].state) for exact in (was, now)]  # type: ignore[index]
         what = "its snapshots differ"
         if states[0] != states[1]:
@@ -549,57 +420,36 @@ class Machine:
             hint="ctx.random and ctx.after for random numbers and clocks; state in attributes, not in modules",
         )
 
-    def _keep(self, rank: int, actor: _Actor) -> None:
+    def _keep(self, rank: int, actor: Actor) -> None:
         self._live[rank] = actor
         if len(self._live) > _LIVE:
             self._live.popitem(last=False)
 
-    def _sent(self, name: str, actor: _Actor) -> list[tuple[int, int]]:
+    def _sent(self, name: str, actor: Actor) -> list[tuple[int, int]]:
         return [(self._channel[name, dst], self._item(number, payload)) for dst, number, payload in actor.sent_items]
 
-    def intern_report(self, local: LocalSnapshot) -> int:
+    def keep_report(self, local: LocalSnapshot) -> int:
         """Return the rank of a local snapshot among all; equal ones have one."""
-        exact = _EXACT.encode(local)
+        exact = EXACT.encode(local)
         rank = self._report_of.setdefault(exact, len(self.reports))
         if rank == len(self.reports):
             # A copy: a protocol that goes on changing what it has reported must not change it here.
-            copy = _EXACT.decode(exact)
+            copy = EXACT.decode(exact)
             assert isinstance(copy, LocalSnapshot)
             self.reports.append(copy)
         return rank
 
     def _item(self, number: int, payload: object) -> int:
-        exact = _EXACT.encode((number, tuple(payload) if isinstance(payload, Marker) else payload))
+        exact = EXACT.encode((number, tuple(payload) if isinstance(payload, Marker) else payload))
         if exact not in self._item_of:
             self._item_of[exact] = len(self._items)
             self._items.append((number, payload))
         return self._item_of[exact]
 
-    @staticmethod
-    def _exact(actor: _Actor) -> bytes:
-        captured, rest = actor.core.fingerprint()
-        return _EXACT.encode((captured, rest, actor.planned, actor.sources, actor.reports))
-
-    def _local(self, name: str, parent: Local | None, cause: Any, actor: _Actor) -> Local:
-        exact = self._exact(actor)
+    def _local(self, name: str, parent: Local | None, cause: Any, actor: Actor) -> Local:
+        exact = actor.fingerprint()
         rank = self._local_of.setdefault((name, exact), len(self.locals))
         if rank == len(self.locals):
             self.locals.append(Local(name, rank, parent, cause, actor, exact))
         self._keep(rank, actor)
         return self.locals[rank]
-
-
-def _error_of(core: NodeCore, raised: Exception) -> MpsnapError:
-    if core.hook != "waiting":
-        return node_error(core.name, core.hook, blame(raised), "raised")
-    if isinstance(raised, SnapshotError):
-        return raised
-    # No code of the user's was running: a rule of the protocol is broken.
-    what = raised.what if isinstance(raised, MpsnapError) else f"{type(raised).__name__}: {raised}"
-    where = raised.where if isinstance(raised, MpsnapError) else core.name
-    return ConsistencyError(what, where=where)
-
-
-def _basic(captured: object) -> bytes:
-    assert isinstance(captured, Captured)
-    return _EXACT.encode((captured.state, captured.timers, captured.random, captured.finished, captured.emitted))

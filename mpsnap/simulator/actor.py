@@ -1,0 +1,191 @@
+"""One live node of a machine: the real core, driven step by step, with all it does collected.
+
+This module owns how a step is carried out at its node. It must not know other nodes, or what stands on channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+from mpsnap.core.blame import blame, node_error
+from mpsnap.core.codec import Codec
+from mpsnap.core.errors import ConsistencyError, MpsnapError, SnapshotError
+from mpsnap.core.journal import Journal, JournaledCore
+from mpsnap.core.nodecore import Driver, NodeCore
+from mpsnap.core.program import Program
+from mpsnap.core.protocol import ChannelState, LocalSnapshot, Marker, SnapshotId
+from mpsnap.core.snapshot import Captured, Timer
+from mpsnap.core.topology import Topology
+
+#: For fingerprints: the codec's bytes tell 1 from True and from 1.0, which Python's own comparison does not.
+EXACT = Codec(types=(Captured, Timer, SnapshotId, ChannelState, LocalSnapshot))
+
+
+class Command(NamedTuple):
+    """Let a node handle a command of plain data; `text` is what a reader calls it."""
+
+    value: object
+    text: str
+
+
+class Initiation(NamedTuple):
+    """Let a node begin this snapshot, which has this number."""
+
+    snapshot_id: SnapshotId
+    number: int
+
+
+#: By node, what is to be done there, in this order but at any moments.
+Plan: TypeAlias = Mapping[str, Sequence[Command | Initiation]]
+
+
+class Note(NamedTuple):
+    """One event of a step, with the fields of the event log; values of the user's are fixed, not yet JSON."""
+
+    event: str
+    fields: Mapping[str, Any]
+
+
+class Actor(Driver, Journal):
+    """One live node: what it sends, reports and notes in a step is collected here."""
+
+    def __init__(
+        self,
+        name: str,
+        program: Program,
+        topology: Topology,
+        plan: Sequence[Command | Initiation],
+        *,
+        unreachable: Sequence[str],
+        codec: Codec,
+        seed: int,
+        keep_report: Callable[[LocalSnapshot], int],
+    ) -> None:
+        self.planned = 0
+        self.sources = 0
+        #: By snapshot id, what `keep_report` made of this node's local snapshot.
+        self.reports: dict[SnapshotId, int] = {}
+        self.sent_items: list[tuple[str, int, object]] = []
+        self.notes: list[Note] = []
+        self._now = 0.0
+        self._answer: bytes = b""
+        self._received: dict[str, int] = {}
+        self._plan = plan
+        self._codec = codec
+        self._keep_report = keep_report
+        self.core = JournaledCore(
+            name,
+            program.load()(),
+            inbound=topology.inbound(name),
+            outbound=topology.outbound(name),
+            unreachable=unreachable,
+            incarnation=0,
+            seed=seed,
+            codec=codec,
+            driver=self,
+            clock=lambda: self._now,
+            journal=self,
+        )
+        self.core.start(dict(program.params))
+
+    def fingerprint(self) -> bytes:
+        """Return all that decides what this node does next; equal bytes, equal futures."""
+        captured, rest = self.core.fingerprint()
+        return EXACT.encode((captured, rest, self.planned, self.sources, self.reports))
+
+    def basic(self) -> bytes:
+        """Return the user's state, timers, random numbers and count of records: what snapshots are about."""
+        return basic_of(self.core.fingerprint()[0])
+
+    def act(self, kind: str, src: str, items: Sequence[tuple[int, object]]) -> bool:
+        """Take a step that moves these items from the channel; return False if the plan's command was refused."""
+        core = self.core
+        if kind == "take":
+            if items:
+                core.deliver(src, *items[0])
+            else:
+                core.take(src)
+        elif kind == "mark":
+            for number, payload in items[:-1]:
+                core.receive_batch(src, number, (payload,))
+            marker = items[-1][1]
+            assert isinstance(marker, Marker)
+            core.receive_marker(src, marker)
+        elif kind == "plan":
+            return self._carry_out(self._plan[self.planned])
+        elif kind == "idle":
+            self.sources += 1
+            core.run_idle()
+        else:
+            self.sources += 1
+            self._now = max(self._now, core.next_timer or 0.0)
+            core.run_timer()
+        return True
+
+    def _carry_out(self, planned: Command | Initiation) -> bool:
+        self.planned += 1
+        if isinstance(planned, Initiation):
+            self.core.initiate(planned.snapshot_id)
+            return True
+        self.core.command(0, self._codec.encode(planned.value, where="command"))
+        self.core.step(sources=False)
+        return self._codec.decode(self._answer) is not False
+
+    # -------------------------------------------------------- what the core asks
+
+    def send(self, dst: str, number: int, payload: object) -> None:
+        self.sent_items.append((dst, number, payload))
+
+    def send_marker(self, dst: str, marker: Marker) -> None:
+        self.sent_items.append((dst, 0, marker))
+
+    def report(self, local: LocalSnapshot) -> None:
+        if local.snapshot_id in self.reports:
+            raise ConsistencyError(f"a second local snapshot of {local.snapshot_id}", where=local.node)
+        self.reports[local.snapshot_id] = self._keep_report(local)
+
+    def refused(self, snapshot_id: SnapshotId, error: MpsnapError) -> None:
+        raise error
+
+    def reply(self, ticket: int, value: bytes) -> None:
+        self._answer = value
+
+    def initiated(self, snapshot_id: SnapshotId) -> None:
+        pass
+
+    def emit(self, n: int, record: bytes) -> None:
+        pass
+
+    def log(self, text: str) -> None:
+        pass
+
+    # ------------------------------------------------------------- what it notes
+
+    def sent(self, dst: str, number: int, payload: object) -> None:
+        self.note("sent", to=dst, number=number, payload=payload)
+
+    def received(self, src: str) -> None:
+        number = self._received[src] = self._received.get(src, 0) + 1
+        self.note("received", **{"from": src, "number": number})
+
+    def note(self, event: str, **fields: Any) -> None:
+        self.notes.append(Note(event, fields))
+
+
+def error_of(core: NodeCore, raised: Exception) -> MpsnapError:
+    """Return what an exception of a step means: the node's own failure, or a rule of the protocol that is broken."""
+    if core.hook != "waiting":
+        return node_error(core.name, core.hook, blame(raised), "raised")
+    if isinstance(raised, SnapshotError):
+        return raised
+    # No code of the user's was running: a rule of the protocol is broken.
+    what = raised.what if isinstance(raised, MpsnapError) else f"{type(raised).__name__}: {raised}"
+    where = raised.where if isinstance(raised, MpsnapError) else core.name
+    return ConsistencyError(what, where=where)
+
+
+def basic_of(captured: object) -> bytes:
+    """Return what a capture says of the program itself: not whether its inbox happened to be empty."""
+    assert isinstance(captured, Captured)
+    return EXACT.encode((captured.state, captured.timers, captured.random, captured.finished, captured.emitted))
