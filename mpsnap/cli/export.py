@@ -14,6 +14,7 @@ from mpsnap.cli.show import Result, open_output, writing
 from mpsnap.core.errors import InputError, one_line
 from mpsnap.core.history import History, parse_log
 from mpsnap.core.topology import listed, shown
+from mpsnap.runtime.journal import entries_so_far
 from mpsnap.views.dot import dot_text
 from mpsnap.views.html import html_text
 from mpsnap.views.perfetto import perfetto_text
@@ -89,6 +90,10 @@ def carry_out(options: argparse.Namespace) -> Result:
 
 def _export(options: argparse.Namespace) -> Result:
     history = _read(options.log)
+    so_far = entries_so_far(options.log, history.head) if not history.entries else None
+    if so_far is not None:
+        history = history._replace(entries=tuple(so_far), flaw=None)
+        _narrate(f"the run of {options.log} goes on, or was killed: this is what its nodes have written so far")
     if history.flaw:
         _narrate(history.flaw)
     drawing = diagram(history)

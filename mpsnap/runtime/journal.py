@@ -302,6 +302,38 @@ def _shown(fields: dict[str, Any], codec: Codec) -> dict[str, Any]:
 # ------------------------------------------------------------------ the whole
 
 
+#: In the folder of journals: the time on the monotonic clock that the log counts from.
+_STARTED = "started"
+
+
+def _folder(path: str) -> str:
+    return f"{path}.parts"
+
+
+def _part(path: str, rank: int) -> str:
+    return os.path.join(_folder(path), str(rank))
+
+
+def entries_so_far(path: str, head: Head) -> list[Entry] | None:
+    """Return the entries of a log whose run goes on, or was killed before it could merge them; None if it has ended.
+
+    What the supervisor alone knew is not among them.
+    """
+    try:
+        # Journals are trusted to be what nodes wrote: of another user's, they are not.
+        if os.stat(_folder(path)).st_uid != os.getuid():
+            return None
+        with open(os.path.join(_folder(path), _STARTED), encoding="ascii") as file:
+            started = float(file.read())
+    except (OSError, ValueError):
+        return None
+    plain = Codec()
+    parts: dict[str | None, Iterable[Entry]] = {
+        node: read_part(_part(path, rank), node, head, plain, started) for rank, node in enumerate(head.nodes)
+    }
+    return list(causal_order(parts))
+
+
 class RunLog:
     """Hold the log of one run: the journals of its nodes while it goes on, the merged file at the end.
 
@@ -316,7 +348,7 @@ class RunLog:
 
     def __init__(self, path: str, head: Head, events: int) -> None:
         self.path = path
-        self._folder = f"{path}.parts"
+        self._folder = _folder(path)
         self._head = head
         self._events = events
         self._started = time.monotonic()
@@ -329,6 +361,8 @@ class RunLog:
             # What a run left that was killed with its supervisor.
             shutil.rmtree(self._folder, ignore_errors=True)
             os.mkdir(self._folder, 0o700)
+            with open(os.path.join(self._folder, _STARTED), "w", encoding="ascii") as file:
+                file.write(repr(self._started))
         except (OSError, ValueError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
             raise InputError(f"cannot be written: {reason}", where=path or "''") from error
@@ -339,7 +373,7 @@ class RunLog:
         return {node: JournalSpec(self._part(rank), share) for rank, node in enumerate(self._head.nodes)}
 
     def _part(self, rank: int) -> str:
-        return os.path.join(os.path.abspath(self._folder), str(rank))
+        return os.path.abspath(_part(self.path, rank))
 
     def attend(self, event: Event) -> None:
         """Note what is the supervisor's to tell."""

@@ -202,7 +202,7 @@ def test_a_limit_keeps_the_newest_and_says_how_many_there_were(tmp_path: Path) -
     mpsnap("export", "run.log", "--as", "svg", "-o", "run.svg", cwd=tmp_path)
 
 
-def test_what_a_killed_supervisor_leaves_is_taken_away_by_the_next_run(tmp_path: Path) -> None:
+def test_what_a_killed_supervisor_leaves_can_be_drawn_and_is_taken_away_by_the_next_run(tmp_path: Path) -> None:
     victim = subprocess.Popen(
         [*COMMAND, "run", "--duration", "60", "--log", "run.log", *QUICK],
         cwd=tmp_path,
@@ -220,6 +220,9 @@ def test_what_a_killed_supervisor_leaves_is_taken_away_by_the_next_run(tmp_path:
     wait_until(lambda: not any_left(group), "the nodes of a killed supervisor end")
     assert (tmp_path / "run.log.parts").is_dir()
     assert oct((tmp_path / "run.log.parts").stat().st_mode)[-3:] == "700"
+    drawn = mpsnap("export", "run.log", "--as", "shiviz", cwd=tmp_path)
+    assert "goes on, or was killed" in drawn.stderr
+    assert len(drawn.stdout.splitlines()) > 20
     _, history = run(tmp_path, "--snapshots", "1", *QUICK)
     assert history.entries
 
