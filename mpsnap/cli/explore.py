@@ -33,6 +33,14 @@ DEFAULT_STATES = 2_000_000
 DEFAULT_IDLE, DEFAULT_IDLE_RANDOM = 2, 20
 DEFAULT_FILE = "violation.schedule"
 
+DESCRIPTION = """\
+Run the nodes that `run` runs as processes through every order in which
+messages, markers, commands and initiations can follow one another. In each,
+every cut must be consistent and reachable and every invariant true of it, and
+some cut must hold messages in flight. The lines of a script keep their order
+at each node, and only there; its ticks say nothing here.
+"""
+
 EXAMPLES = """\
 examples:
   python -m mpsnap explore   # 3 nodes, 3 messages, 2 snapshots at once: every schedule
@@ -47,9 +55,7 @@ def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser(
         "explore",
         help="try every schedule of a small cluster",
-        description="Run the nodes that `run` runs as processes through every order in which messages, markers, "
-        "commands and initiations can follow one another. In each, every cut must be consistent and reachable and "
-        "every invariant true of it, and some cut must hold messages in flight. Ticks of a script say nothing here.",
+        description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -42,6 +42,13 @@ SEND_TICKS = 1000
 #: How many ticks pass between two looks at a signal and two moves of the bar.
 TICKS_A_LOOK = 64
 
+DESCRIPTION = """\
+Run the nodes that `run` runs as processes in one thread and in discrete time.
+What is sent at tick t may be delivered at or after t + 1 + its delay, and in
+each tick each node delivers one item that it has sent. A second of a timer is
+a tick.
+"""
+
 EXAMPLES = """\
 examples:
   python -m mpsnap simulate   # tokens on 4 nodes for 100 ticks, 5 snapshots
@@ -57,9 +64,7 @@ def add_parser(verbs: Any) -> None:
     parser = verbs.add_parser(
         "simulate",
         help="run an app in discrete time, the same run for the same seed",
-        description="Run the nodes that `run` runs as processes in one thread and in discrete time: what is sent at "
-        "tick t may be delivered at or after t + 1 + its delay, and each node delivers one item a tick. A second of a "
-        "timer is a tick.",
+        description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
