@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any, TextIO
 
-from mpsnap.cli.options import Work, add_initiator, add_work, find_initiators, find_work, positive, whole
+from mpsnap.cli.options import Work, add_initiator, add_verb, add_work, find_initiators, find_work, positive, whole
 from mpsnap.cli.schedule import Schedule, schedule_text
 from mpsnap.cli.show import Result, open_bar, open_output, print_data, writing
 from mpsnap.core.errors import InputError, MpsnapError, SnapshotError, one_line
@@ -52,13 +52,12 @@ examples:
 
 def add_parser(verbs: Any) -> None:
     """Add the verb to the command line."""
-    parser = verbs.add_parser(
+    parser = add_verb(
+        verbs,
         "explore",
-        help="try every schedule of a small cluster",
+        "try every schedule of a small cluster",
         description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        examples=EXAMPLES,
     )
     what = parser.add_argument_group("what runs")
     add_work(parser, what, tick="N")
@@ -94,8 +93,7 @@ def add_parser(verbs: Any) -> None:
     )
     output.add_argument("--quiet", action="store_true", help="no narration and no progress bar")
     output.add_argument("--debug", action="store_true", help="show tracebacks")
-    known = [option for action in parser._actions for option in action.option_strings]
-    parser.set_defaults(carry_out=carry_out, known=known)
+    parser.set_defaults(carry_out=carry_out)
 
 
 def carry_out(options: argparse.Namespace) -> Result:

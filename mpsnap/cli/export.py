@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from mpsnap.cli.options import whole
+from mpsnap.cli.options import add_verb, whole
 from mpsnap.cli.show import Result, open_output, writing
 from mpsnap.core.errors import InputError, one_line
 from mpsnap.core.history import History, parse_log
@@ -49,13 +49,12 @@ examples:
 
 def add_parser(verbs: Any) -> None:
     """Add the verb to the command line."""
-    parser = verbs.add_parser(
+    parser = add_verb(
+        verbs,
         "export",
-        help="draw an event log: space-time diagram, graph, trace",
+        "draw an event log: space-time diagram, graph, trace",
         description="Draw what the event log of `run --log` or `simulate --log` tells.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        examples=EXAMPLES,
     )
     parser.add_argument("log", metavar="LOG", help="the event log")
     parser.add_argument("--as", dest="form", choices=FORMS, required=True, help="see below")
@@ -69,8 +68,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument("--from", dest="start", metavar="T", type=_time, help="of svg: draw from this time on")
     parser.add_argument("--to", dest="end", metavar="T", type=_time, help="of svg: draw to this time")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    known = [option for action in parser._actions for option in action.option_strings]
-    parser.set_defaults(carry_out=carry_out, known=known)
+    parser.set_defaults(carry_out=carry_out)
 
 
 def carry_out(options: argparse.Namespace) -> Result:

@@ -61,6 +61,9 @@ def parser() -> argparse.ArgumentParser:
     simulate.add_parser(verbs)
     explore.add_parser(verbs)
     export.add_parser(verbs)
+    for verb in verbs.choices.values():
+        # For whoever mistypes one.
+        verb.set_defaults(known=[option for action in verb._actions for option in action.option_strings])
     return top
 
 

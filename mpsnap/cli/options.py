@@ -39,6 +39,19 @@ class Work(NamedTuple):
     until_terminated: bool
 
 
+def add_verb(verbs: Any, name: str, brief: str, *, description: str, examples: str) -> argparse.ArgumentParser:
+    """Add a verb to the command line; its help ends with examples."""
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name,
+        help=brief,
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    return parser
+
+
 def add_work(parser: argparse.ArgumentParser, group: Any, tick: str) -> None:
     """Add the options that say what runs; `tick` tells what a tick of a script is."""
     parser.add_argument(

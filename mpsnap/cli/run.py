@@ -15,6 +15,7 @@ from mpsnap.cli.options import (
     Work,
     add_initiator,
     add_output,
+    add_verb,
     add_work,
     few,
     find_initiators,
@@ -42,13 +43,12 @@ examples:
 
 def add_parser(verbs: Any) -> None:
     """Add the verb to the command line."""
-    parser = verbs.add_parser(
+    parser = add_verb(
+        verbs,
         "run",
-        help="run an app on real processes and take snapshots of it",
+        "run an app on real processes and take snapshots of it",
         description="Run an app, each node a process of its own, and take consistent snapshots of it while it runs.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        examples=EXAMPLES,
     )
     what = parser.add_argument_group("what runs")
     add_work(parser, what, tick="N ms")
@@ -64,8 +64,7 @@ def add_parser(verbs: Any) -> None:
     when.add_argument("--timeout", type=seconds, default=30.0, metavar="S", help="of one snapshot (default 30)")
     add_output(parser)
     add_log(parser)
-    known = [option for action in parser._actions for option in action.option_strings]
-    parser.set_defaults(carry_out=carry_out, known=known)
+    parser.set_defaults(carry_out=carry_out)
 
 
 def carry_out(options: argparse.Namespace) -> Result:

@@ -18,6 +18,7 @@ from mpsnap.cli.options import (
     Work,
     add_initiator,
     add_output,
+    add_verb,
     add_work,
     find_initiators,
     find_work,
@@ -61,13 +62,12 @@ examples:
 
 def add_parser(verbs: Any) -> None:
     """Add the verb to the command line."""
-    parser = verbs.add_parser(
+    parser = add_verb(
+        verbs,
         "simulate",
-        help="run an app in discrete time, the same run for the same seed",
+        "run an app in discrete time, the same run for the same seed",
         description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        examples=EXAMPLES,
     )
     what = parser.add_argument_group("what runs")
     add_work(parser, what, tick="N")
@@ -103,8 +103,7 @@ def add_parser(verbs: Any) -> None:
     )
     add_output(parser)
     add_log(parser)
-    known = [option for action in parser._actions for option in action.option_strings]
-    parser.set_defaults(carry_out=carry_out, known=known)
+    parser.set_defaults(carry_out=carry_out)
 
 
 def _max_delay(text: str) -> int:

@@ -49,7 +49,21 @@ class Journal(ABC):
         """Note any other event; a field that is a value of the user's is `Encoded`."""
 
 
-class EntryJournal(Journal):
+class PlainJournal(Journal):
+    """Note messages like every other event."""
+
+    def __init__(self) -> None:
+        self._taken: dict[str, int] = {}
+
+    def sent(self, dst: str, number: int, payload: object) -> None:
+        self.note("sent", to=dst, number=number, payload=payload)
+
+    def received(self, src: str) -> None:
+        number = self._taken[src] = self._taken.get(src, 0) + 1
+        self.note("received", **{"from": src, "number": number})
+
+
+class EntryJournal(PlainJournal):
     """Make an `Entry` of each event at once, for a driver that counts time in its own way.
 
     Args:
@@ -60,19 +74,12 @@ class EntryJournal(Journal):
     """
 
     def __init__(self, node: str, codec: Codec, clock: Callable[[], float], keep: Callable[[Entry], None]) -> None:
+        super().__init__()
         self._node = node
         self._codec = codec
         self._clock = clock
         self._keep = keep
         self._count = 0
-        self._received: dict[str, int] = {}
-
-    def sent(self, dst: str, number: int, payload: object) -> None:
-        self.note("sent", to=dst, number=number, payload=payload)
-
-    def received(self, src: str) -> None:
-        number = self._received[src] = self._received.get(src, 0) + 1
-        self.note("received", **{"from": src, "number": number})
 
     def note(self, event: str, **fields: Any) -> None:
         for name in VALUES.keys() & fields.keys():

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 from mpsnap.core.blame import blame, node_error
 from mpsnap.core.codec import Codec
 from mpsnap.core.errors import ConsistencyError, MpsnapError, SnapshotError
-from mpsnap.core.journal import Journal, JournaledCore
+from mpsnap.core.journal import JournaledCore, PlainJournal
 from mpsnap.core.nodecore import Driver, NodeCore
 from mpsnap.core.program import Program
 from mpsnap.core.protocol import ChannelState, LocalSnapshot, Marker, SnapshotId
@@ -47,7 +47,7 @@ class Note(NamedTuple):
     fields: Mapping[str, Any]
 
 
-class Actor(Driver, Journal):
+class Actor(PlainJournal, Driver):
     """One live node: what it sends, reports and notes in a step is collected here."""
 
     def __init__(
@@ -62,6 +62,7 @@ class Actor(Driver, Journal):
         seed: int,
         keep_report: Callable[[LocalSnapshot], int],
     ) -> None:
+        super().__init__()
         self.planned = 0
         self.sources = 0
         #: By snapshot id, what `keep_report` made of this node's local snapshot.
@@ -70,7 +71,6 @@ class Actor(Driver, Journal):
         self.notes: list[Note] = []
         self._now = 0.0
         self._answer: bytes = b""
-        self._received: dict[str, int] = {}
         self._plan = plan
         self._codec = codec
         self._keep_report = keep_report
@@ -161,13 +161,6 @@ class Actor(Driver, Journal):
         pass
 
     # ------------------------------------------------------------- what it notes
-
-    def sent(self, dst: str, number: int, payload: object) -> None:
-        self.note("sent", to=dst, number=number, payload=payload)
-
-    def received(self, src: str) -> None:
-        number = self._received[src] = self._received.get(src, 0) + 1
-        self.note("received", **{"from": src, "number": number})
 
     def note(self, event: str, **fields: Any) -> None:
         self.notes.append(Note(event, fields))
