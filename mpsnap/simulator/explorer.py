@@ -335,9 +335,10 @@ def _same(one: MpsnapError, other: MpsnapError) -> bool:
 class _Search:
     """One breadth-first search through all states.
 
-    A marker that only closes a channel, of a snapshot that its node has recorded already, changes nothing for what else
-    the node may do: it commutes with every other step there. So where one can be seen, seeing it is the one step tried.
-    That it commutes is not taken on trust: with each other step possible there, both orders are compared.
+    A marker that only closes a channel, of a snapshot that its node has recorded already and with no message in front,
+    changes nothing for what else the node may do, now or later: it commutes with every other step there. So where one
+    can be seen, seeing it is the one step tried. That it commutes is not taken on trust: with each other step possible
+    there, both orders are compared.
     """
 
     def __init__(self, explorer: Explorer, machine: Machine) -> None:

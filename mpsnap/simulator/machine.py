@@ -241,12 +241,16 @@ class Machine:
         return "is idle"
 
     def only_closes(self, state: State, step: Step) -> bool:
-        """Whether a step is the seeing of a marker whose snapshot its node has recorded already."""
+        """Whether a step is the seeing of a marker, and of nothing else, whose snapshot its node has recorded already.
+
+        Messages in front of it would be seen too, and while they wait there are no idle calls: that is no mere closing.
+        """
         if step.kind != "mark":
             return False
         local = self.locals[state.locals[self._rank[step.node]]]
-        items = state.channels[self._channel[step.src, step.node]]
-        marker = next(self._items[item][1] for item in items if not self._items[item][0])
+        number, marker = self._items[state.channels[self._channel[step.src, step.node]][0]]
+        if number:
+            return False
         assert isinstance(marker, Marker)
         return marker.snapshot_id in local.open or marker.snapshot_id in local.reports
 
