@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterable
 from typing import Any
 
+import pytest
+
 from mpsnap import Context, Node, Topology, parse_topology
-from mpsnap.core.errors import NodeError
+from mpsnap.core.errors import NodeError, SnapshotError
 from mpsnap.core.program import NodeSpec, assign
 from mpsnap.core.protocol import SnapshotId
 from mpsnap.simulator.actor import Command, Initiation
@@ -143,3 +146,43 @@ def test_random_clusters_have_no_cuts_but_those_that_the_search_finds() -> None:
 def texts(machine: Machine, cuts: Iterable[Cut]) -> set[str]:
     """Return what cuts are in full: ranks follow the order in which local snapshots were met."""
     return {repr((each, [machine.reports[rank] for rank in ranks])) for each, ranks in cuts}
+
+
+class Quitter(Node):
+    """End in `sys.exit`, which raises what is no Exception."""
+
+    def setup(self, ctx: Context, at_once: bool) -> None:
+        if at_once:
+            sys.exit("at once")
+
+    def on_command(self, ctx: Context, command: dict[str, Any]) -> None:
+        sys.exit(0)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_hook_that_ends_in_sys_exit_is_a_failure_of_its_node(at_once: bool) -> None:
+    topology, programs = assign(parse_topology("complete:2"), Quitter, {"at_once": at_once})
+    plan = dict([sending("N2", "N1", 1)])
+    with pytest.raises(NodeError, match=r"N\d failed in (setup|on_command): SystemExit: "):
+        raise Explorer(Machine(topology, programs, {n: [p] for n, p in plan.items()})).exhaust().verdict or Exception
+
+
+class Fickle(Teller):
+    """Raise when the same happens a second time."""
+
+    seen = 0
+
+    def on_command(self, ctx: Context, command: dict[str, Any]) -> None:
+        super().on_command(ctx, command)
+        Fickle.seen += 1
+        if Fickle.seen > 1:
+            raise ValueError("not again")
+
+
+def test_a_node_that_raises_when_its_history_is_repeated_is_told() -> None:
+    begun = [(node, Initiation(SnapshotId.triggered(0, node, 0), number)) for number, node in enumerate(("N1", "N2"))]
+    plan: list[tuple[str, Command | Initiation]] = [sending("N1", "N2", 5), *begun]
+    findings = Explorer(cluster(parse_topology("complete:2"), Fickle, plan, 1)).exhaust()
+    assert findings.violation is None
+    assert isinstance(findings.verdict, SnapshotError)
+    assert "N1 to the same state again (now: ValueError: not again)" in findings.verdict.what

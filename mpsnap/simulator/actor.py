@@ -166,7 +166,7 @@ class Actor(PlainJournal, Driver):
         self.notes.append(Note(event, fields))
 
 
-def error_of(core: NodeCore, raised: Exception) -> MpsnapError:
+def error_of(core: NodeCore, raised: BaseException) -> MpsnapError:
     """Return what an exception of a step means: the node's own failure, or a rule of the protocol that is broken."""
     if core.hook != "waiting":
         return node_error(core.name, core.hook, blame(raised), "raised")

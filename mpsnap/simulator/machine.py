@@ -350,9 +350,9 @@ class Machine:
                 seed=self.seed,
                 keep_report=self.keep_report,
             )
-        except MpsnapError:
+        except (MpsnapError, KeyboardInterrupt):
             raise
-        except Exception as error:
+        except BaseException as error:  # `sys.exit` raises what is no Exception
             raise node_error(name, "setup", blame(error), "raised") from error
 
     def _outcome(self, rank: int, step: Step, moved: tuple[int, ...]) -> Outcome | None:
@@ -368,7 +368,9 @@ class Machine:
         try:
             if not self._act(actor, cause):
                 return None
-        except Exception as raised:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as raised:  # `sys.exit` raises what is no Exception
             return Outcome(local.rank, (), tuple(actor.notes), error_of(actor.core, raised))
         sent = tuple(self._sent(local.node, actor))
         return Outcome(self._local(local.node, local, cause, actor).rank, sent, tuple(actor.notes), None)
@@ -391,11 +393,17 @@ class Machine:
         while ancestor.parent is not None:
             causes.append(ancestor.cause)
             ancestor = ancestor.parent
-        actor = self._new_actor(local.node)
-        for cause in reversed(causes):
-            self._act(actor, cause)
-        if actor.fingerprint() != local.exact:
-            raise self._not_repeatable(local, actor)
+        try:
+            actor = self._new_actor(local.node)
+            for cause in reversed(causes):
+                self._act(actor, cause)
+            exact = actor.fingerprint()
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            raise self._not_repeatable(local, f"now: {blame(error).what}") from error
+        if exact != local.exact:
+            raise self._not_repeatable(local, self._difference(local, exact))
         self._keep(local.rank, actor)
         return actor
 
@@ -409,15 +417,17 @@ class Machine:
             self._live.pop(rank, None)
             self._actor(self.locals[rank])
 
-    def _not_repeatable(self, local: Local, actor: Actor) -> NotRepeatable:
-        was, now = (EXACT.decode(exact) for exact in (local.exact, actor.fingerprint()))
-        states = [self.codecs[local.node].reader().decode(exact[0].state) for exact in (was, now)]  # type: ignore[index]
-        what = "its snapshots differ"
-        if states[0] != states[1]:
-            first, second = (state if isinstance(state, dict) else {"state": state} for state in states)
-            what = "different: " + ", ".join(
-                sorted(str(k) for k in first.keys() | second.keys() if first.get(k) != second.get(k))
-            )
+    def _difference(self, local: Local, exact: bytes) -> str:
+        was, now = (EXACT.decode(each) for each in (local.exact, exact))
+        states = [self.codecs[local.node].reader().decode(each[0].state) for each in (was, now)]  # type: ignore[index]
+        if states[0] == states[1]:
+            return "its snapshots differ"
+        first, second = (state if isinstance(state, dict) else {"state": state} for state in states)
+        return "different: " + ", ".join(
+            sorted(str(k) for k in first.keys() | second.keys() if first.get(k) != second.get(k))
+        )
+
+    def _not_repeatable(self, local: Local, what: str) -> NotRepeatable:
         return NotRepeatable(
             f"the same steps do not lead {local.node} to the same state again ({what})",
             where=local.node,
