@@ -117,20 +117,20 @@ class _Exploration:
             options.topology = DEFAULT_TOPOLOGY
         self._work = find_work(options, script_of=_example_script)
         self._plan = plan_of(options, self._work)
+        self._idle: int = options.idle
+        if options.idle is None:
+            self._idle = DEFAULT_IDLE_RANDOM if options.random else DEFAULT_IDLE
         self._bar: Any = None
         self._signals = 0
 
     def run(self) -> Result:
         """Explore, show, and say how it ended."""
-        idle = self._options.idle
-        if idle is None:
-            idle = DEFAULT_IDLE_RANDOM if self._options.random else DEFAULT_IDLE
         before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         started = time.monotonic()
         machine: Machine | None = None
         try:
             machine = Machine(
-                self._work.topology, self._work.programs, self._plan, seed=self._options.seed, sources=idle
+                self._work.topology, self._work.programs, self._plan, seed=self._options.seed, sources=self._idle
             )
             findings = self._explore(Explorer(machine, self._work.invariants))
         except MpsnapError as trouble:
@@ -140,7 +140,9 @@ class _Exploration:
                 signal.signal(number, handler)
         seconds = time.monotonic() - started
         error = findings.verdict if not self._signals or findings.violation else None
-        if error is None and not findings.exhausted and not self._options.random and not self._signals:
+        settled = findings.exhausted or findings.violation or findings.trouble
+        if not (settled or self._options.random or self._signals):
+            # Before the verdict that it shows nothing: the states that were not tried might show something.
             error = SnapshotError(
                 f"not every schedule was tried: more than {self._options.max_states} states",
                 hint="--random N, --max-states, fewer messages or nodes, a lower --idle",
@@ -192,7 +194,7 @@ class _Exploration:
         return story(steps, machine.codecs, begun)
 
     def _save(self, violation: Violation, told: Sequence[str]) -> None:
-        schedule = Schedule(self._work, self._plan, self._options.seed, violation.steps)
+        schedule = Schedule(self._work, self._plan, self._options.seed, self._idle, violation.steps)
         text = schedule_text(schedule, self._options.invariant, violation.error, told)
         with writing(self._options.save), open_output(self._options.save) as file:
             file.write(text)

@@ -12,6 +12,7 @@ from mpsnap.cli.show import Driving, Result, Show
 from mpsnap.core.errors import InputError, MpsnapError
 from mpsnap.core.events import Emitted, Logged, SnapshotCompleted
 from mpsnap.core.history import VALUES, Entry, error_shown, value_shown
+from mpsnap.core.protocol import SnapshotId
 from mpsnap.simulator.actor import Note
 from mpsnap.simulator.explorer import Explorer, Followed
 from mpsnap.simulator.machine import Machine
@@ -54,7 +55,7 @@ class _Replay:
     def __init__(self, schedule: Schedule) -> None:
         self._schedule = schedule
         work = schedule.work
-        self._machine = Machine(work.topology, work.programs, schedule.plan, seed=schedule.seed)
+        self._machine = Machine(work.topology, work.programs, schedule.plan, seed=schedule.seed, sources=schedule.idle)
         self._indices: dict[str | None, int] = {}
         self.ticks = self.sent = self.received = 0
         self.error: MpsnapError | None = None
@@ -78,7 +79,7 @@ class _Replay:
             show.attend(SnapshotCompleted(snapshot))
 
     def _tell_notes(self, node: str, notes: Iterable[Note], show: Show, log: Callable[[Entry], None] | None) -> None:
-        codec = self._machine.codecs[node].reader()
+        codec = self._machine.readers[node]
         for event, fields in notes:
             self.sent += event == "sent"
             self.received += event == "received"
@@ -92,8 +93,9 @@ class _Replay:
             self._log(log, node, event, {**fields, **values})
 
     def _initiated(self, snapshot: str, node: str, log: Callable[[Entry], None] | None) -> None:
+        # Noted, so that it has the same number when it is complete, whatever was begun or completed in between.
         numbers = self._machine.numbers
-        number = next((number for known, number in numbers.items() if str(known) == snapshot), len(numbers))
+        number = numbers.setdefault(SnapshotId.parse(snapshot), len(numbers))
         self._log(log, None, "initiated", {"number": number, "snapshot": snapshot, "initiators": [node]})
 
     def _log(

@@ -23,11 +23,12 @@ FORMAT = 1
 
 
 class Schedule(NamedTuple):
-    """Hold what is to be run, and the steps."""
+    """Hold what is to be run, and the steps; `idle` is how many idle calls and timers a node gets, None for any."""
 
     work: Work
     plan: Plan
     seed: int
+    idle: int | None
     steps: tuple[Step, ...]
 
 
@@ -46,6 +47,7 @@ def schedule_text(schedule: Schedule, invariants: Sequence[str], error: MpsnapEr
         },
         "channels": [[channel.src, channel.dst] for channel in topology.channels],
         "seed": schedule.seed,
+        "idle": schedule.idle,
         "invariants": list(invariants),
         "plan": {
             name: [
@@ -91,7 +93,8 @@ def _schedule(plain: Any) -> Schedule:
     invariants = tuple(find_invariant(reference) for reference in plain["invariants"])
     plan = {name: tuple(map(_planned, items)) for name, items in plain["plan"].items()}
     work = Work(App(plain["app"], {}, topology), topology, programs, None, invariants, False)
-    return Schedule(work, plan, int(plain["seed"]), tuple(Step.parse(text) for text in plain["steps"]))
+    idle = None if plain["idle"] is None else int(plain["idle"])
+    return Schedule(work, plan, int(plain["seed"]), idle, tuple(Step.parse(text) for text in plain["steps"]))
 
 
 def _planned(item: Any) -> Command | Initiation:

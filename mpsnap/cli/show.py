@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from mpsnap.cli.options import Work
-from mpsnap.core.errors import InputError, MpsnapError, one_line
+from mpsnap.core.errors import InputError, MpsnapError, OutputError, one_line
 from mpsnap.core.events import Emitted, Event, Logged, SnapshotAbandoned, SnapshotCompleted
 from mpsnap.core.snapshot import GlobalSnapshot
 from mpsnap.views.document import output_document, run_document, snapshot_document
@@ -254,7 +254,7 @@ def writing(where: str) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise MpsnapError(f"cannot be written: {_reason(error)}", where=where) from error
+        raise OutputError(f"cannot be written: {_reason(error)}", where=where) from error
 
 
 def _reason(error: OSError | ValueError) -> str:

@@ -80,6 +80,10 @@ class PreflightError(InputError):
     """Refuse a cluster that this machine cannot hold, with the numbers and the remedy."""
 
 
+class OutputError(MpsnapError):
+    """Report that a file cannot be written any more; no node is to blame for it, though it may happen in a hook."""
+
+
 class CodecError(MpsnapError):
     """Refuse a value that could not be kept exactly; `where` is its path."""
 

@@ -68,7 +68,7 @@ class EntryJournal(PlainJournal):
 
     Args:
         node: The node's name.
-        codec: Of its values.
+        codec: Of its values; a reader, for pickles are shown and not opened.
         clock: The time of an entry.
         keep: Gets every entry.
     """
@@ -118,6 +118,10 @@ class JournaledCore(NodeCore):
         """Queue an encoded command for `on_command`; the reply bears the same ticket."""
         self._journal.note("command", value=Encoded(command))
         super().command(ticket, command)
+
+    def note_death(self, error: MpsnapError) -> None:
+        """Note that a hook has raised, and that this ends the cluster."""
+        self._journal.note("died", error=error_shown(error))
 
     def _handle(self, src: str, payload: object) -> None:
         self._received(src)

@@ -233,7 +233,7 @@ class Explorer:
         number = machine.numbers.setdefault(snapshot_id, len(machine.numbers))
         initiators = (snapshot_id.initiator,)
         parts = self.parts(snapshot_id, state)
-        return GlobalSnapshot(number, snapshot_id, initiators, machine.topology, parts, machine.codecs)
+        return GlobalSnapshot(number, snapshot_id, initiators, machine.topology, parts, machine.readers)
 
     def _judge(self, snapshot_id: SnapshotId, state: State) -> MpsnapError | None:
         key = snapshot_id, tuple(self._machine.locals[rank].reports[snapshot_id] for rank in state.locals)

@@ -148,6 +148,9 @@ class Machine:
         classes = {program.reference: program.load() for program in programs.values()}
         by_class = {reference: codec_of(each, classes.values()) for reference, each in classes.items()}
         self.codecs: dict[str, Codec] = {name: by_class[programs[name].reference] for name in self.names}
+        by_reader = {reference: codec.reader() for reference, codec in by_class.items()}
+        #: For whoever looks at snapshots: as in every driver, pickles of nodes stay pickles there.
+        self.readers: dict[str, Codec] = {name: by_reader[programs[name].reference] for name in self.names}
         self._unreachable: dict[str, tuple[str, ...]] = {}
         #: Items and local states, each once; and what was run.
         self._items: list[tuple[int, object]] = []
@@ -419,7 +422,7 @@ class Machine:
 
     def _difference(self, local: Local, exact: bytes) -> str:
         was, now = (EXACT.decode(each) for each in (local.exact, exact))
-        states = [self.codecs[local.node].reader().decode(each[0].state) for each in (was, now)]  # type: ignore[index]
+        states = [self.readers[local.node].decode(each[0].state) for each in (was, now)]  # type: ignore[index]
         if states[0] == states[1]:
             return "its snapshots differ"
         first, second = (state if isinstance(state, dict) else {"state": state} for state in states)

@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 from mpsnap.core.blame import blame, node_error
 from mpsnap.core.codec import Codec
-from mpsnap.core.errors import MpsnapError, SnapshotError, one_line
+from mpsnap.core.errors import MpsnapError, OutputError, SnapshotError, one_line
 from mpsnap.core.events import Emitted, Event, Logged, SnapshotAbandoned, SnapshotCompleted, SnapshotInitiated
 from mpsnap.core.history import Entry, error_shown
 from mpsnap.core.journal import EntryJournal, JournaledCore
@@ -145,8 +145,7 @@ class _Source(Driver):
         self._simulator.abandon(snapshot_id, error)
 
     def emit(self, n: int, record: bytes) -> None:
-        codec = self._simulator.codecs[self.name].reader()
-        self._simulator.tell(Emitted(self.name, n, codec.decode(record)))
+        self._simulator.tell(Emitted(self.name, n, self._simulator.readers[self.name].decode(record)))
 
     def reply(self, ticket: int, value: bytes) -> None:
         self._simulator.replies[ticket] = value
@@ -207,6 +206,8 @@ class Simulator:
         self._sources: list[_Source] = []
         self._by_name: dict[str, _Source] = {}
         self.codecs: dict[str, Codec] = {}
+        #: For whoever looks at snapshots and records: as in every driver, pickles of nodes stay pickles there.
+        self.readers: dict[str, Codec] = {}
         #: Channels by the tick at which their head becomes due, and a heap of these ticks.
         self._buckets: dict[int, list[_Channel]] = {}
         self._ticks: list[int] = []
@@ -229,6 +230,7 @@ class Simulator:
         codecs = {reference: codec_of(each, classes.values()) for reference, each in classes.items()}
         # Found once for most graphs: in one component, every node reaches every other.
         strong = len(self.topology.source_components()[0]) == len(self._names)
+        readers = {reference: codec.reader() for reference, codec in codecs.items()}
         clock = self._clock
         for rank, name in enumerate(self._names):
             source = _Source(self, name, rank)
@@ -236,6 +238,7 @@ class Simulator:
             self._by_name[name] = source
             reference = programs[name].reference
             self.codecs[name] = codecs[reference]
+            self.readers[name] = readers[reference]
             source.core = self._core_class(name)(
                 name,
                 classes[reference](),
@@ -262,7 +265,7 @@ class Simulator:
     def _core_class(self, name: str) -> Callable[..., NodeCore]:
         if self._log is None:
             return NodeCore
-        return partial(JournaledCore, journal=EntryJournal(name, self.codecs[name], lambda: self.time, self._log))
+        return partial(JournaledCore, journal=EntryJournal(name, self.readers[name], lambda: self.time, self._log))
 
     def _clock(self) -> float:
         return self.time / self._ticks_per_second
@@ -483,7 +486,7 @@ class Simulator:
         del self._parts[local.snapshot_id]
         _, initiators, begun = self._known[local.snapshot_id]
         seconds = (self.time - begun) / self._ticks_per_second
-        snapshot = GlobalSnapshot(number, local.snapshot_id, initiators, self.topology, parts, self.codecs, seconds)
+        snapshot = GlobalSnapshot(number, local.snapshot_id, initiators, self.topology, parts, self.readers, seconds)
         snapshot.verify()
         self._note("completed", number=number, snapshot=str(local.snapshot_id), verified=True)
         self.snapshots[number] = snapshot
@@ -506,8 +509,11 @@ class Simulator:
 
     def _blame(self, error: BaseException) -> None:
         """Raise the error of the node whose hook raised, if one did."""
-        if isinstance(error, OutOfDelays | KeyboardInterrupt):
+        if isinstance(error, OutOfDelays | OutputError | KeyboardInterrupt):
             return
         for source in self._sources:
             if source.core.hook != "waiting":
-                raise node_error(source.name, source.core.hook, blame(error), "raised") from error
+                failure = node_error(source.name, source.core.hook, blame(error), "raised")
+                if isinstance(source.core, JournaledCore):
+                    source.core.note_death(failure)
+                raise failure from error
