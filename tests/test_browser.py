@@ -26,6 +26,8 @@ from mpsnap.views.spacetime import Diagram, chosen_cut, diagram
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
+pytestmark = pytest.mark.processes
+
 CHROMIUM = os.environ.get("MPSNAP_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 #: A browser of its own, that asks nobody anything.
 ARGUMENTS = (
