@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from mpsnap import Context, GlobalSnapshot, Node
+from mpsnap import Context, GlobalSnapshot, Node, Topology
 from mpsnap.cli.main import main
+from mpsnap.core.jsonform import to_json
 
 HERE = "test_simulate_more"
 
@@ -168,3 +169,33 @@ def test_a_snapshot_that_a_node_begins_keeps_its_number_in_a_log_of_a_schedule()
             named.setdefault(entry["snapshot"], []).append((entry["event"], entry["number"]))
     assert {tuple(event for event, _ in told) for told in named.values()} == {("initiated", "completed")}
     assert sorted({number for _, number in told} for told in named.values()) == [{0}, {1}]
+
+
+class Given(Node):
+    """Send its parameter, which JSON cannot keep."""
+
+    def setup(self, ctx: Context, given: object) -> None:
+        self.given = given
+        if ctx.name == "A":
+            ctx.send("B", given)
+
+
+GIVEN = ({1}, (b"x", 10**5000))
+nodes = {"A": (Given, {"given": GIVEN}), "B": (Given, {"given": 1})}
+default_topology = Topology(["A", "B"], [("A", "B"), ("B", "A")])
+
+
+def test_parameters_that_json_cannot_keep_are_the_same_when_a_schedule_is_taken_again(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert call("explore", HERE, "--invariant", f"{HERE}:{nothing_in_flight.__name__}") == 1
+    assert json.loads(Path("violation.schedule").read_text())["nodes"]["B"]["params"] == {"given": 1}
+    capsys.readouterr()
+    assert call("simulate", "--schedule", "violation.schedule", "--format", "json") == 1
+    (snapshot,) = json.loads(capsys.readouterr().out)["snapshots"]
+    assert snapshot["nodes"]["A"]["state"] == {"given": to_json(GIVEN)}
+    damaged = json.loads(Path("violation.schedule").read_text())
+    damaged["nodes"]["A"]["params"] = {"$codec": "AAAA"}
+    Path("x.schedule").write_text(json.dumps(damaged))
+    assert call("simulate", "--schedule", "x.schedule") == 2
+    assert "not a schedule" in capsys.readouterr().err

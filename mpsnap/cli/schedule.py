@@ -7,12 +7,14 @@ invariants that were asked, the steps, and for the reader what was violated and 
 from __future__ import annotations
 
 import json
+from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from mpsnap.cli.apps import App, read_file
 from mpsnap.cli.options import Work, find_invariant
-from mpsnap.core.errors import InputError, MpsnapError
+from mpsnap.core.codec import Codec
+from mpsnap.core.errors import CodecError, InputError, MpsnapError
 from mpsnap.core.program import Program
 from mpsnap.core.protocol import SnapshotId
 from mpsnap.core.topology import Topology
@@ -20,6 +22,10 @@ from mpsnap.simulator.actor import Command, Initiation, Plan
 from mpsnap.simulator.machine import Step
 
 FORMAT = 1
+#: Names the bytes of parameters that JSON cannot keep; no parameter can have this name.
+_ENCODED = "$codec"
+#: Parameters are plain data, whatever class a node has.
+_CODEC = Codec()
 
 
 class Schedule(NamedTuple):
@@ -42,7 +48,7 @@ def schedule_text(schedule: Schedule, invariants: Sequence[str], error: MpsnapEr
         "app": schedule.work.app.name,
         "topology": topology.name,
         "nodes": {
-            name: {"class": program.reference, "params": program.params, "tokens": topology.tokens[name]}
+            name: {"class": program.reference, "params": _params_text(program.params), "tokens": topology.tokens[name]}
             for name, program in schedule.work.programs.items()
         },
         "channels": [[channel.src, channel.dst] for channel in topology.channels],
@@ -63,6 +69,21 @@ def schedule_text(schedule: Schedule, invariants: Sequence[str], error: MpsnapEr
     return json.dumps(plain, indent=1) + "\n"
 
 
+def _params_text(params: dict[str, Any]) -> dict[str, Any]:
+    """Return parameters as they are, or if JSON would lose or change anything, in the codec's bytes."""
+    exact = _CODEC.encode(params)
+    try:
+        kept = _CODEC.encode(json.loads(json.dumps(params))) == exact
+    except (TypeError, ValueError):
+        kept = False
+    return params if kept else {_ENCODED: b64encode(exact).decode()}
+
+
+def _params(plain: dict[str, Any]) -> dict[str, Any]:
+    params = _CODEC.decode(b64decode(plain[_ENCODED], validate=True)) if plain.keys() == {_ENCODED} else plain
+    return dict(params)  # type: ignore[call-overload, no-any-return] # TypeError if it is none
+
+
 def read_schedule(path: str) -> Schedule:
     """Read a schedule and import what it runs.
 
@@ -77,7 +98,7 @@ def read_schedule(path: str) -> Schedule:
         return _schedule(plain)
     except InputError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (CodecError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise InputError(
             f"not a schedule: {type(error).__name__}: {error}", where=path, hint="a file that `explore` wrote"
         ) from error
@@ -87,7 +108,7 @@ def _schedule(plain: Any) -> Schedule:
     nodes = plain["nodes"]
     tokens = {name: node["tokens"] for name, node in nodes.items()}
     topology = Topology(list(nodes), [tuple(channel) for channel in plain["channels"]], tokens, name=plain["topology"])
-    programs = {name: Program(node["class"], dict(node["params"])) for name, node in nodes.items()}
+    programs = {name: Program(node["class"], _params(node["params"])) for name, node in nodes.items()}
     for program in programs.values():
         program.load()
     invariants = tuple(find_invariant(reference) for reference in plain["invariants"])
