@@ -199,3 +199,22 @@ def test_parameters_that_json_cannot_keep_are_the_same_when_a_schedule_is_taken_
     Path("x.schedule").write_text(json.dumps(damaged))
     assert call("simulate", "--schedule", "x.schedule") == 2
     assert "not a schedule" in capsys.readouterr().err
+
+
+class Growing(Beginning):
+    """Refuse to be set up once a file is there."""
+
+    def setup(self, ctx: Context) -> None:
+        super().setup(ctx)
+        if Path("grown").exists():
+            raise ValueError("too late")
+
+
+def test_a_setup_that_raises_when_a_schedule_is_taken_again_has_its_document(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert on_two("explore", Growing, "--invariant", f"{HERE}:{nothing_in_flight.__name__}") == 1
+    Path("grown").touch()
+    capsys.readouterr()
+    assert call("simulate", "--schedule", "violation.schedule", "--format", "json") == 3
+    assert "N1 failed in setup: ValueError: too late" in json.loads(capsys.readouterr().out)["error"]["what"]

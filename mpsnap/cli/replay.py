@@ -54,17 +54,20 @@ class _Replay:
 
     def __init__(self, schedule: Schedule) -> None:
         self._schedule = schedule
-        work = schedule.work
-        self._machine = Machine(work.topology, work.programs, schedule.plan, seed=schedule.seed, sources=schedule.idle)
+        self._machine: Machine
         self._indices: dict[str | None, int] = {}
         self.ticks = self.sent = self.received = 0
         self.error: MpsnapError | None = None
 
     def follow(self, show: Show, log: Callable[[Entry], None] | None) -> None:
+        # Not before there is somebody to show it to: a setup may raise.
+        schedule = self._schedule
+        work = schedule.work
+        self._machine = Machine(work.topology, work.programs, schedule.plan, seed=schedule.seed, sources=schedule.idle)
         for node, notes in self._machine.beginning:
             self._tell_notes(node, notes, show, log)
-        explorer = Explorer(self._machine, self._schedule.work.invariants)
-        for followed in explorer.follow(self._schedule.steps):
+        explorer = Explorer(self._machine, work.invariants)
+        for followed in explorer.follow(schedule.steps):
             self.ticks += 1
             self._tell(followed, show, log)
             if followed.error is not None:
