@@ -218,3 +218,19 @@ def test_a_setup_that_raises_when_a_schedule_is_taken_again_has_its_document(
     capsys.readouterr()
     assert call("simulate", "--schedule", "violation.schedule", "--format", "json") == 3
     assert "N1 failed in setup: ValueError: too late" in json.loads(capsys.readouterr().out)["error"]["what"]
+
+
+@pytest.mark.parametrize("place", ["/dev/full", "nowhere/x.schedule", "."])
+def test_a_violation_is_told_also_where_its_schedule_cannot_be_saved(
+    place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--invariant", f"{HERE}:{nothing_in_flight.__name__}", "--save", place)
+    assert on_two("explore", Beginning, *words, "--format", "json") == 1
+    said = capsys.readouterr()
+    violation = json.loads(said.out)["violation"]
+    assert (bool(violation["steps"]), violation["file"]) == (True, None)
+    not_saved, error = said.err.splitlines()
+    assert not_saved.startswith(f"mpsnap: the schedule is not saved: {place}: cannot be written: ")
+    assert "is false on snapshot" in error
+    assert on_two("explore", Beginning, *words) == 1
+    assert "again:" not in capsys.readouterr().out

@@ -122,6 +122,8 @@ class _Exploration:
             self._idle = DEFAULT_IDLE_RANDOM if options.random else DEFAULT_IDLE
         self._bar: Any = None
         self._signals = 0
+        #: Where a schedule that breaks is, None if it could not be written.
+        self._saved: str | None = options.save
 
     def run(self) -> Result:
         """Explore, show, and say how it ended."""
@@ -196,8 +198,13 @@ class _Exploration:
     def _save(self, violation: Violation, told: Sequence[str]) -> None:
         schedule = Schedule(self._work, self._plan, self._options.seed, self._idle, violation.steps)
         text = schedule_text(schedule, self._options.invariant, violation.error, told)
-        with writing(self._options.save), open_output(self._options.save) as file:
-            file.write(text)
+        try:
+            with writing(self._options.save), open_output(self._options.save) as file:
+                file.write(text)
+        except MpsnapError as error:
+            # It may have taken long to find: it is told all the same, and the status is that of the violation.
+            print(f"mpsnap: the schedule is not saved: {error}", file=sys.stderr, flush=True)
+            self._saved = None
 
     def _show(self, findings: Findings, error: MpsnapError | None, told: Sequence[str], seconds: float) -> None:
         if self._options.format == "json":
@@ -215,7 +222,7 @@ class _Exploration:
                 **(error_document(findings.violation.error) or {}),
                 "steps": [str(step) for step in findings.violation.steps],
                 "story": list(told),
-                "file": self._options.save,
+                "file": self._saved,
             }
         topology = self._work.topology
         return {
@@ -262,8 +269,9 @@ class _Exploration:
                 f"violated: {findings.violation.error.what}",
                 f"the shortest schedule found that shows it, {count(len(findings.violation.steps), 'step')}:",
                 *told,
-                f"again: python -m mpsnap simulate --schedule {one_line(self._options.save)}",
             ]
+            if self._saved is not None:
+                lines.append(f"again: python -m mpsnap simulate --schedule {one_line(self._saved)}")
         return lines
 
 
