@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from mpsnap import parse_topology
 from mpsnap.core.codec import Codec, Encoded
+from mpsnap.core.errors import InputError
 from mpsnap.core.history import Entry, Head, LogError, causal_order, entry_line, head_line, parse_log
 from mpsnap.core.program import assign
-from mpsnap.runtime.journal import BLOCK_EVENTS, FileJournal, JournalSpec, read_part
+from mpsnap.runtime.journal import BLOCK_EVENTS, FileJournal, JournalSpec, RunLog, read_part
 from mpsnap.simulator.simulator import Simulator, random_delays
 
 HEAD = Head("simulator", "ticks", "tokens", "ring:2", ("A", "B"), (("A", "B"), ("B", "A")))
@@ -297,3 +298,39 @@ def test_a_full_disk_ends_the_journal_and_nothing_else() -> None:
         send("B", number, number)
     journal.flush()
     assert complaints == ["the event log of this node ends here: No space left on device"]
+    # Nothing is kept for a file that is not there, and nothing is due, or the node would wake up for it for ever.
+    send("B", 3 * BLOCK_EVENTS + 1, 0)
+    due = journal.due
+    assert due is not None
+    journal.turn(due + 1)
+    assert journal.due is None
+    journal.close()
+
+
+def test_two_runs_do_not_share_a_log(tmp_path: Path) -> None:
+    one = RunLog(str(tmp_path / "x.log"), HEAD, 1000)
+    try:
+        with pytest.raises(InputError, match="another run writes this log"):
+            RunLog(str(tmp_path / "x.log"), HEAD, 1000)
+        assert (tmp_path / "x.log.parts").is_dir()
+    finally:
+        one.close()
+    RunLog(str(tmp_path / "x.log"), HEAD, 1000).close()
+    assert [path.name for path in tmp_path.iterdir()] == ["x.log"]
+
+
+def test_a_folder_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "x.log.parts").mkdir()
+    (tmp_path / "x.log.parts" / "thesis.tex").write_text("years of work")
+    (tmp_path / "x.log").write_text("a log of before\n")
+    with pytest.raises(InputError, match="something else in the folder"):
+        RunLog(str(tmp_path / "x.log"), HEAD, 1000)
+    assert (tmp_path / "x.log.parts" / "thesis.tex").read_text() == "years of work"
+    assert (tmp_path / "x.log").read_text() == "a log of before\n"
+
+
+def test_a_small_limit_is_kept_too(tmp_path: Path) -> None:
+    write(tmp_path / "n", 20_000, keep=250)
+    dropped, *entries = read(tmp_path / "n")
+    assert dropped.detail["count"] == 20_000 - len(entries)
+    assert 100 <= len(entries) <= 600

@@ -92,6 +92,31 @@ def test_tokens_that_never_come_are_told_with_the_line(tmp_path: Path, capsys: p
     assert f"{events}:3: A does not hold 1 tokens" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("verb", "options"),
+    [
+        ("simulate", ("--events", "x.events", "--log", "x.events")),
+        ("simulate", ("--events", "x.events", "--log", "./y", "--emit", "y")),
+        ("explore", ("--events", "x.events", "--save", "x.events")),
+        ("run", ("--topology", "x.top", "--emit", "x.top")),
+    ],
+)
+def test_nothing_is_written_over_what_is_read(
+    verb: str,
+    options: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("x.events", "x.top"):
+        Path(name).write_text("precious\n")
+    assert main([verb, *options]) == 2
+    assert "it is that of --" in capsys.readouterr().err
+    assert Path("x.events").read_text() == Path("x.top").read_text() == "precious\n"
+    assert not Path("y").exists()
+
+
 def document(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> Any:
     simulate(*arguments, "--format", "json", "--quiet", status=status)
     return json.loads(capsys.readouterr().out)

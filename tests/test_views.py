@@ -235,3 +235,15 @@ def test_small_documents() -> None:
 
 def as_text(document: Any) -> str:
     return json.dumps(document, indent=2, allow_nan=False) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ({"b", "a", "c"}, "{'a', 'b', 'c'}"),
+        ([frozenset({"b", "a"}), (set(),)], "[frozenset({'a', 'b'}), (set(),)]"),
+        ({"k": {1, "x"}}, "{'k': {'x', 1}}"),
+    ],
+)
+def test_sets_are_shown_in_the_same_order_in_every_process(value: object, text: str) -> None:
+    assert shown(value) == text

@@ -12,7 +12,17 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any, TextIO
 
-from mpsnap.cli.options import Work, add_initiator, add_verb, add_work, find_initiators, find_work, positive, whole
+from mpsnap.cli.options import (
+    Work,
+    add_initiator,
+    add_verb,
+    add_work,
+    check_paths,
+    find_initiators,
+    find_work,
+    positive,
+    whole,
+)
 from mpsnap.cli.schedule import Schedule, schedule_text
 from mpsnap.cli.show import Result, open_bar, open_output, print_data, writing
 from mpsnap.core.errors import InputError, MpsnapError, SnapshotError, one_line
@@ -115,6 +125,7 @@ class _Exploration:
         self._stdout = stdout
         if options.topology is None and options.app == "tokens":
             options.topology = DEFAULT_TOPOLOGY
+        check_paths(options)
         self._work = find_work(options, script_of=_example_script)
         self._plan = plan_of(options, self._work)
         self._idle: int = options.idle

@@ -76,10 +76,21 @@ class LogFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._file is None:
+        self.close()
+
+    def close(self) -> None:
+        """Write the last of it; more often does nothing.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        file, self._file = self._file, None
+        if file is None:
             return
         with writing(self._path):
-            if self._last is not None:
-                entry = Entry(None, self._last.index, self._last.time, "dropped", {"count": self._dropped})
-                self._file.write(entry_line(entry) + "\n")
-            self._file.close()
+            try:
+                if self._last is not None:
+                    entry = Entry(None, self._last.index, self._last.time, "dropped", {"count": self._dropped})
+                    file.write(entry_line(entry) + "\n")
+            finally:
+                file.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -23,6 +24,11 @@ from mpsnap.core.topology import MAX_NUMBER, Topology, shown, whole_number
 
 #: Each snapshot that is open costs every node time at every message.
 MAX_CONCURRENT = 1000
+
+
+#: Options that name files which are read, and those that name files which are written.
+_READ = ("topology", "events", "delays", "schedule")
+_WRITTEN = ("log", "emit", "save")
 
 
 class Work(NamedTuple):
@@ -106,6 +112,27 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--emit", metavar="FILE", help="write what nodes emit there, a JSON line each")
     output.add_argument("--quiet", action="store_true", help="no narration and no progress bar")
     output.add_argument("--debug", action="store_true", help="show tracebacks")
+
+
+def check_paths(options: argparse.Namespace) -> None:
+    """Look that nothing is written over what is read, nor two things into one file.
+
+    Raises:
+        InputError: It would be.
+    """
+    named = [(name, getattr(options, name, None)) for name in (*_READ, *_WRITTEN)]
+    given = [(name, path) for name, path in named if path]
+    for k, (name, path) in enumerate(given):
+        for other, theirs in given[:k]:
+            if name in _WRITTEN and _same_file(path, theirs):
+                raise InputError(f"it is that of --{other} too", where=f"--{name} {path}", hint="another file")
+
+
+def _same_file(one: str, other: str) -> bool:
+    if os.path.exists(one) and os.path.exists(other):
+        # What is no file, a terminal or /dev/null, may be written to by many.
+        return os.path.isfile(one) and os.path.samefile(one, other)
+    return os.path.abspath(one) == os.path.abspath(other)
 
 
 def find_work(options: argparse.Namespace, script_of: Callable[[Topology], bytes] | None = None) -> Work:

@@ -43,6 +43,7 @@ def replay(options: argparse.Namespace, stdout: TextIO) -> Result:
         show.narrate(f"{count(len(schedule.steps), 'step')} of {options.schedule}")
         try:
             run.follow(show, log.keep)
+            log.close()
         except MpsnapError as error:
             run.error = error
         show.finish(float(run.ticks), run.error)

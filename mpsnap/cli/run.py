@@ -17,6 +17,7 @@ from mpsnap.cli.options import (
     add_output,
     add_verb,
     add_work,
+    check_paths,
     few,
     find_initiators,
     find_work,
@@ -80,6 +81,7 @@ def carry_out(options: argparse.Namespace) -> Result:
 
 
 def _run(options: argparse.Namespace, stdout: TextIO) -> Result:
+    check_paths(options)
     work = find_work(options)
     plan = _plan(options, work)
     with _logged(options, work) as log:

@@ -20,6 +20,7 @@ from mpsnap.cli.options import (
     add_output,
     add_verb,
     add_work,
+    check_paths,
     find_initiators,
     find_work,
     positive,
@@ -27,7 +28,7 @@ from mpsnap.cli.options import (
 )
 from mpsnap.cli.replay import replay
 from mpsnap.cli.show import Driving, Result, Show, started_line
-from mpsnap.core.errors import InputError, MpsnapError, SnapshotError
+from mpsnap.core.errors import InputError, MpsnapError, OutputError, SnapshotError
 from mpsnap.core.events import Event, SnapshotAbandoned, SnapshotCompleted
 from mpsnap.core.script import Script, Send, Snapshot, Tick
 from mpsnap.core.snapshot import check_invariants
@@ -129,6 +130,7 @@ def carry_out(options: argparse.Namespace) -> Result:
 
 
 def _simulate(options: argparse.Namespace, stdout: TextIO) -> Result:
+    check_paths(options)
     if options.schedule is not None:
         return replay(options, stdout)
     work = find_work(options)
@@ -145,6 +147,11 @@ def _simulate(options: argparse.Namespace, stdout: TextIO) -> Result:
         Show(options, work, Driving("simulator", None, run.totals), stdout) as show,
     ):
         run.conduct(show, delays, initiators, log.keep)
+        try:
+            # Before the document is printed, which says what went wrong.
+            log.close()
+        except OutputError as error:
+            run.error = run.error or error
         show.finish(run.seconds, run.error)
     return Result(run.error, run.signals > 0)
 

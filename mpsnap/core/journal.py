@@ -4,7 +4,7 @@ This module owns which events are noted and in which order. It must not know whe
 
 A node without a journal is a plain `NodeCore`, so that what is not wanted costs nothing at all. What comes in
 (messages, markers, commands, timers) is noted by `JournaledCore` before it acts, what goes out by the driver around the
-real one before it leaves: so a log that breaks off never holds an effect without its cause.
+real one before it leaves: so the journal of a node that breaks off holds no effect of what it does not hold.
 """
 
 from __future__ import annotations

@@ -19,9 +19,9 @@ So the newest events are kept, and the log says how many are not.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import marshal
 import os
-import shutil
 import struct
 import time
 from array import array
@@ -32,7 +32,7 @@ from typing import IO, Any, NamedTuple
 from zlib import crc32
 
 from mpsnap.core.codec import Codec, Encoded
-from mpsnap.core.errors import InputError, NodeError
+from mpsnap.core.errors import InputError, NodeError, OutputError
 from mpsnap.core.events import ClusterStopped, Event, SnapshotAbandoned, SnapshotCompleted, SnapshotInitiated
 from mpsnap.core.history import VALUES, Entry, Head, causal_order, entry_line, error_shown, head_line, value_shown
 from mpsnap.core.journal import Journal
@@ -43,8 +43,8 @@ BLOCK_EVENTS = 4096
 FLUSH_SECONDS = 0.05
 #: What an event may take on average before a file is full: values may be large.
 EVENT_BYTES = 256
-#: The least that a node may keep.
-LEAST_EVENTS = 1000
+#: The least that a node may keep, and the least that a block may hold.
+LEAST_EVENTS, LEAST_BLOCK_EVENTS = 100, 32
 
 _HEADER = struct.Struct("!II")
 _TIME, _NOTE, _FIRST_CHANNEL = 0, 1, 2
@@ -71,7 +71,8 @@ class FileJournal(Journal):
         self, spec: JournalSpec, inbound: Sequence[str], outbound: Sequence[str], complain: Callable[[str], None]
     ) -> None:
         self._path = spec.path
-        self._most = max(BLOCK_EVENTS, spec.events // 2)
+        self._block = max(LEAST_BLOCK_EVENTS, min(BLOCK_EVENTS, spec.events // 4))
+        self._most = max(self._block, spec.events // 2)
         self._complain = complain
         first_in = _FIRST_CHANNEL + len(outbound)
         self._sent = {dst: _FIRST_CHANNEL + k for k, dst in enumerate(outbound)}
@@ -89,8 +90,8 @@ class FileJournal(Journal):
         #: How long `codes` was when a time was last put there.
         self._marked = 1
         self._flushed = time.monotonic()
-        #: Of the file: events and bytes.
-        self._written = (0, 0)
+        #: What is in the file.
+        self._file_events = self._file_bytes = 0
         self._file: IO[bytes] | None = open(spec.path, "wb", buffering=0)  # noqa: SIM115 - open as long as the node lives
 
     def sent(self, dst: str, number: int, payload: object) -> None:
@@ -98,13 +99,8 @@ class FileJournal(Journal):
 
     def sending(self, send: Callable[[str, int, object], None]) -> Callable[[str, int, object], None]:
         # Once a message: names instead of attributes, and one call instead of two.
-        code_of, note, keep, payloads, encoded = (
-            self._sent,
-            self._codes.append,
-            self._payloads.append,
-            self._payloads,
-            self._encoded,
-        )
+        note, keep = self._codes.append, self._payloads.append
+        code_of, payloads, encoded, block = self._sent, self._payloads, self._encoded, self._block
 
         def noted(dst: str, number: int, payload: object) -> None:
             note(code_of[dst])
@@ -113,7 +109,7 @@ class FileJournal(Journal):
                 keep(payload.data)
             else:
                 keep(payload)
-            if not number % BLOCK_EVENTS:
+            if not number % block:
                 self.flush()
             send(dst, number, payload)
 
@@ -135,7 +131,7 @@ class FileJournal(Journal):
 
     def turn(self, now: float) -> None:
         """Note that what follows happens from now on, and write what has waited too long."""
-        if now - self._flushed >= FLUSH_SECONDS or len(self._codes) >= BLOCK_EVENTS:
+        if now - self._flushed >= FLUSH_SECONDS or len(self._codes) >= self._block:
             self.flush()
         if len(self._codes) == self._marked:
             # Nothing since the last time: it moves.
@@ -147,21 +143,41 @@ class FileJournal(Journal):
 
     def flush(self) -> None:
         """Write what there is."""
-        if len(self._codes) == len(self._times) or self._file is None:
+        if len(self._codes) == len(self._times):
             return
-        codes = array("I", self._codes)
-        content = self._index, self._counts, codes.tobytes(), self._times, self._payloads, self._encoded, self._notes
+        done = Counter(self._codes)
+        events = len(self._codes) - done[_TIME]
+        if self._file is not None:
+            try:
+                self._write(self._body(), events)
+            except OSError as error:
+                self._complain(f"the event log of this node ends here: {error.strerror}")
+                with contextlib.suppress(OSError):
+                    self._file.close()
+                self._file = None
+        self._begin_block(done, events)
+
+    def _body(self) -> bytes:
+        codes = array("I", self._codes).tobytes()
+        content = self._index, self._counts, codes, self._times, self._payloads, self._encoded, self._notes
         body = marshal.dumps(content)
-        if len(body) > EVENT_BYTES * len(codes):
+        if len(body) > EVENT_BYTES * len(self._codes):
             self._shorten_payloads()
-            body = marshal.dumps((*content[:4], self._payloads, self._encoded, self._notes))
-        try:
-            self._write(_HEADER.pack(len(body), crc32(body)) + body)
-        except OSError as error:
-            self._complain(f"the event log of this node ends here: {error.strerror}")
+            body = marshal.dumps(content)
+        return body
+
+    def _write(self, body: bytes, events: int) -> None:
+        assert self._file is not None
+        rest = memoryview(_HEADER.pack(len(body), crc32(body)) + body)
+        while rest:
+            rest = rest[self._file.write(rest) :]
+        self._file_events += events
+        self._file_bytes += len(body)
+        if self._file_events >= self._most or self._file_bytes >= self._most * EVENT_BYTES:
             self._file.close()
-            self._file = None
-        self._begin_block(Counter(self._codes))
+            os.replace(self._path, f"{self._path}.old")
+            self._file = open(self._path, "wb", buffering=0)  # noqa: SIM115 - open as long as the node lives
+            self._file_events = self._file_bytes = 0
 
     def close(self) -> None:
         """Write what there is; nothing can be noted any more."""
@@ -169,8 +185,7 @@ class FileJournal(Journal):
         if self._file is not None:
             self._file.close()
 
-    def _begin_block(self, done: Counter[int]) -> None:
-        events = len(self._codes) - done[_TIME]
+    def _begin_block(self, done: Counter[int], events: int) -> None:
         self._index += events
         for code, count in done.items():
             if code >= _FIRST_CHANNEL:
@@ -183,24 +198,6 @@ class FileJournal(Journal):
         self._times.append(last)
         self._marked = 1
         self._flushed = time.monotonic()
-        written, size = self._written
-        self._written = written + events, size
-        if self._file is not None and (written + events >= self._most or size >= self._most * EVENT_BYTES):
-            self._begin_file()
-
-    def _write(self, block: bytes) -> None:
-        assert self._file is not None
-        rest = memoryview(block)
-        while rest:
-            rest = rest[self._file.write(rest) :]
-        self._written = self._written[0], self._written[1] + len(block)
-
-    def _begin_file(self) -> None:
-        assert self._file is not None
-        self._file.close()
-        os.replace(self._path, f"{self._path}.old")
-        self._file = open(self._path, "wb", buffering=0)  # noqa: SIM115 - open as long as the node lives
-        self._written = 0, 0
 
     def _shorten_payloads(self) -> None:
         most = VALUES["payload"]
@@ -354,16 +351,23 @@ class RunLog:
         self._started = time.monotonic()
         self._noted: list[Entry] = []
         self._died: NodeError | None = None
+        file: IO[str] | None = None
         try:
-            self._file = open(path, "w", encoding="utf-8")  # noqa: SIM115 - closed by `close`
-            self._file.write(head_line(head) + "\n")
-            self._file.flush()
-            # What a run left that was killed with its supervisor.
-            shutil.rmtree(self._folder, ignore_errors=True)
+            # Not "w": that would empty the log of a run that goes on.
+            file = self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by `close`
+            _lock(file, path)
+            _clear(self._folder)
+            file.truncate(0)
+            file.write(head_line(head) + "\n")
+            file.flush()
             os.mkdir(self._folder, 0o700)
-            with open(os.path.join(self._folder, _STARTED), "w", encoding="ascii") as file:
-                file.write(repr(self._started))
-        except (OSError, ValueError) as error:
+            with open(os.path.join(self._folder, _STARTED), "w", encoding="ascii") as started:
+                started.write(repr(self._started))
+        except (OSError, ValueError, InputError) as error:
+            if file is not None:
+                file.close()
+            if isinstance(error, InputError):
+                raise
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
             raise InputError(f"cannot be written: {reason}", where=path or "''") from error
 
@@ -420,7 +424,35 @@ class RunLog:
         yield Entry(self._died.node, index + 1, now, "died", {"error": error_shown(self._died)})
 
     def close(self) -> None:
-        """Give everything back but the log."""
-        self._file.close()
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self._folder)
+        """Give everything back but the log.
+
+        Raises:
+            OutputError: The last of the log cannot be written.
+        """
+        try:
+            self._file.close()
+        except OSError as error:
+            raise OutputError(f"cannot be written: {error.strerror}", where=self.path) from error
+        finally:
+            _clear(self._folder)
+
+
+def _lock(file: IO[str], path: str) -> None:
+    """Keep other runs from writing this log; the lock goes with the last process that has the file."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError("another run writes this log", where=path, hint="another file for --log") from None
+
+
+def _clear(folder: str) -> None:
+    """Remove a folder of journals, such as a run leaves that is killed with its supervisor; nothing else."""
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return
+    if not all(name == _STARTED or name.removesuffix(".old").isdecimal() for name in names):
+        raise InputError("there is something else in the folder of the log's journals", where=folder, hint="moving it")
+    for name in names:
+        os.unlink(os.path.join(folder, name))
+    os.rmdir(folder)

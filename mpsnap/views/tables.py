@@ -20,6 +20,8 @@ from mpsnap.core.snapshot import GlobalSnapshot
 VALUE_WIDTH = 52
 #: Columns that the messages of one channel may take.
 MESSAGES_WIDTH = 50
+#: Values with more elements are shown as `repr` makes them.
+FORMED = 1000
 #: Nodes, and channels that hold messages, that are shown before the rest is counted.
 ROWS_SHOWN = 24
 
@@ -84,7 +86,7 @@ def messages_shown(messages: Sequence[object]) -> str:
 def shown(value: object) -> str:
     """Return a value's Python form on one line, shortened in the middle."""
     try:
-        text = repr(value)
+        text = _python_form(value)
     except Exception:
         # Python refuses to write an int of thousands of digits, and a class of the user's may refuse what it likes.
         text = dumps(value)
@@ -94,6 +96,29 @@ def shown(value: object) -> str:
         return head
     cut = VALUE_WIDTH * 2 // 3
     return f"{head[:cut]}...{tail[cut + 3 - VALUE_WIDTH :]}"
+
+
+def _python_form(value: object) -> str:
+    """Return `repr`, with sets in an order of their elements' own: that of a set is another one in every process.
+
+    Not within large values, of which hardly anything is seen, nor within instances of classes.
+    """
+    kind = type(value)
+    if kind in (list, tuple, dict) and len(value) > FORMED:  # type: ignore[arg-type] # each has a length
+        return repr(value)
+    if isinstance(value, dict) and kind is dict:
+        return "{" + ", ".join(f"{_python_form(key)}: {_python_form(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list) and kind is list:
+        return "[" + ", ".join(map(_python_form, value)) + "]"
+    if isinstance(value, tuple) and kind is tuple:
+        return "(" + ", ".join(map(_python_form, value)) + (",)" if len(value) == 1 else ")")
+    if isinstance(value, set | frozenset) and kind in (set, frozenset) and value:
+        try:
+            elements = list(map(_python_form, sorted(value)))
+        except TypeError:
+            elements = sorted(map(_python_form, value))
+        return ("frozenset({%s})" if kind is frozenset else "{%s}") % ", ".join(elements)
+    return repr(value)
 
 
 def count(number: int, noun: str) -> str:
