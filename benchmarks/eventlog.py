@@ -118,10 +118,12 @@ def main() -> None:
         ):
             rounds = []
             for k in range(options.rounds):
-                logged = run(topology, work, options.seconds, Path(folder, f"{k}.log"))
-                plain = run(topology, work, options.seconds, None)
-                again = run(topology, work, options.seconds, None)
-                rounds.append((logged, plain, again))
+                # In another order each time: a run right after the merge of a long log is not like the others.
+                paths = [Path(folder, f"{k}.log"), None, None]
+                done = {}
+                for which in (k % 3, (k + 1) % 3, (k + 2) % 3):
+                    done[which] = run(topology, work, options.seconds, paths[which])
+                rounds.append((done[0], done[1], done[2]))
             results.append(
                 {
                     "row": name,
