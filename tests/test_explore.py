@@ -23,6 +23,8 @@ from mpsnap.simulator.actor import Command, Initiation
 from mpsnap.simulator.explorer import Explorer, Findings
 from mpsnap.simulator.machine import Machine, State, Step
 
+pytestmark = pytest.mark.slow
+
 SCRIPTED = "mpsnap.apps.tokens:ScriptedTokens"
 
 

@@ -17,6 +17,8 @@ from mpsnap.simulator.actor import Command, Initiation
 from mpsnap.simulator.explorer import Explorer
 from mpsnap.simulator.machine import Machine, State
 
+pytestmark = pytest.mark.slow
+
 #: Its id, and the ranks of its local snapshots.
 Cut = tuple[SnapshotId, tuple[int, ...]]
 

@@ -16,6 +16,8 @@ import pytest
 from mpsnap.cli.main import main
 from mpsnap.core.topology import Topology
 
+pytestmark = pytest.mark.slow
+
 CASES = 120
 
 

@@ -30,6 +30,8 @@ from hypothesis.stateful import (
 from mpsnap.core.protocol import SnapshotId
 from mpsnap.core.topology import Topology
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = settings(
     max_examples=120,
     stateful_step_count=70,
