@@ -138,18 +138,24 @@ class Explorer:
         machine, state, taken = self._machine, self._machine.start, list[Step]()
         possible = machine.enabled(state)
         while possible:
-            step = possible.pop(draw.randrange(len(possible)))
-            following = machine.after(state, step)
+            following = self._take(state, possible.pop(draw.randrange(len(possible))), taken)
             if following is None:
                 continue
-            taken.append(step)
-            error = following[1].error or self.broken_by(lambda: taken, state, following[0])
+            state, error = following
             if error is not None:
                 return taken, Violation(error, tuple(taken))
-            state = following[0]
             possible = machine.enabled(state)
         error = self.broken_at_end(state)
         return taken, None if error is None else Violation(error, tuple(taken))
+
+    def _take(self, state: State, step: Step, taken: list[Step]) -> tuple[State, MpsnapError | None] | None:
+        """Add a step to those taken, and return where it leads and what does not hold; None if it cannot be taken."""
+        following = self._machine.after(state, step)
+        if following is None:
+            return None
+        taken.append(step)
+        after, outcome = following
+        return after, outcome.error or self.broken_by(lambda: taken, state, after)
 
     def follow(self, steps: Iterable[Step]) -> Iterator[Followed]:
         """Take these steps one by one, and look at each as an exploration does.
@@ -310,15 +316,13 @@ class Explorer:
         while len(taken) < below:
             step = remaining.pop() if remaining else None
             for choice in machine.enabled(state) if step is None else [step]:
-                following = machine.after(state, choice)
+                following = self._take(state, choice, taken)
                 if following is None:
                     continue
-                taken.append(choice)
-                found = following[1].error or self.broken_by(lambda: taken, state, following[0])
+                state, found = following
                 if found is not None:
                     good = _same(found, error) and len(taken) < below
                     return Violation(found, tuple(taken)) if good else None
-                state = following[0]
                 break
             else:
                 if step is None:
