@@ -1,0 +1,154 @@
+"""How a benchmark here is made: several ways to do one thing, taken in turns, and the ratio of each turn.
+
+This module owns turns, ratios, rows and how they are printed. It must not know what is measured.
+
+Machines are noisy: one figure swings by a third from one second to the next, and by a factor of two between hours. So
+nothing here compares two figures of different moments. Contenders run one after another within a round, each round
+begins with another one, and what counts is the median over the rounds of the ratio within a round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, TypeVar
+
+from tabulate import tabulate
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+#: Rounds of a full run, and of `--quick`, whose figures say only that everything works.
+ROUNDS, QUICK_ROUNDS = 9, 2
+#: Seconds that a contender runs in one round.
+SECONDS, QUICK_SECONDS = 0.3, 0.05
+
+
+@dataclass(frozen=True)
+class Row:
+    """Hold one measured figure: its median over the rounds, what it has to be and what it is hoped to be.
+
+    `unit` is "x" for a ratio. `notes` are absolute figures, for orientation alone. A row without `floor` and `goal` is
+    one of a table that shows growth.
+    """
+
+    name: str
+    value: float
+    least: float
+    most: float
+    rounds: int
+    unit: str = "x"
+    sense: Literal["at least", "at most"] = "at least"
+    floor: float | None = None
+    goal: float | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def meets(self, bound: float | None) -> bool | None:
+        """Return whether the median is on the right side of a bound; None if there is none."""
+        if bound is None:
+            return None
+        return self.value >= bound if self.sense == "at least" else self.value <= bound
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How long to measure: rounds, seconds a contender runs in one, and whether it is for health alone."""
+
+    rounds: int = ROUNDS
+    seconds: float = SECONDS
+    quick: bool = False
+    #: Is told what is under way.
+    told: Callable[[str], None] = lambda text: None
+
+    def turns(self, name: str, *contenders: Callable[[], T]) -> list[tuple[T, ...]]:
+        """Run every contender once a round, another one first each time; return their results, a tuple a round."""
+        done = []
+        for k in range(self.rounds):
+            results: dict[int, T] = {}
+            for at in range(len(contenders)):
+                which = (k + at) % len(contenders)
+                self.told(f"{name}, round {k + 1} of {self.rounds}")
+                results[which] = contenders[which]()
+            done.append(tuple(results[which] for which in range(len(contenders))))
+        return done
+
+
+#: One function measures one row or a few that belong together.
+Benchmark = Callable[[Scale], Iterable[Row]]
+
+
+def row(name: str, values: Iterable[float], **about: Any) -> Row:
+    """Return the row of a figure that was measured once a round."""
+    ordered = sorted(values)
+    return Row(name, statistics.median(ordered), ordered[0], ordered[-1], len(ordered), **about)
+
+
+def ratio(name: str, pairs: Iterable[Sequence[float]], **about: Any) -> Row:
+    """Return the row of the ratios ours / theirs, one pair a round."""
+    return row(name, (pair[0] / pair[1] for pair in pairs), **about)
+
+
+def measure(benchmarks: Sequence[Benchmark], scale: Scale, only: str = "") -> list[Row]:
+    """Run benchmarks, those whose name contains `only`, with a bar on a terminal."""
+    chosen = [benchmark for benchmark in benchmarks if only in benchmark.__name__]
+    rows: list[Row] = []
+    with tqdm(chosen, file=sys.stderr, unit="row", leave=False, disable=None) as bar:
+        watched = Scale(scale.rounds, scale.seconds, scale.quick, told=bar.set_postfix_str)
+        for benchmark in bar:
+            bar.set_description(benchmark.__name__)
+            rows += benchmark(watched)
+    return rows
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return rows as a table for people."""
+    verdict = {None: "", True: "yes", False: "NO"}
+    body = [
+        (
+            each.name,
+            f"{each.value:.3g} {each.unit}",
+            f"{each.least:.3g} to {each.most:.3g}",
+            "" if each.floor is None else f"{each.sense} {each.floor:g}",
+            verdict[each.meets(each.floor)],
+            "" if each.goal is None else f"{each.goal:g}",
+            verdict[each.meets(each.goal)],
+            ", ".join(f"{key} {_short(value)}" for key, value in each.notes.items()),
+        )
+        for each in rows
+    ]
+    return tabulate(body, headers=("measure", "median", "range", "floor", "held", "goal", "reached", "for orientation"))
+
+
+def _short(value: object) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def options(prog: str, description: str | None) -> argparse.ArgumentParser:
+    """Return the parser of a benchmark's command line."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {prog}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, help=f"of each contender, in turns (default {ROUNDS})")
+    parser.add_argument("--seconds", type=float, help=f"that a contender runs in a round (default {SECONDS})")
+    parser.add_argument("--quick", action="store_true", help="see that everything works; the figures mean nothing")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only the functions with this in their name")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def scale_of(chosen: argparse.Namespace) -> Scale:
+    """Return the scale that a command line asks for."""
+    rounds = chosen.rounds or (QUICK_ROUNDS if chosen.quick else ROUNDS)
+    seconds = chosen.seconds or (QUICK_SECONDS if chosen.quick else SECONDS)
+    return Scale(rounds, seconds, chosen.quick)
+
+
+def main(prog: str, description: str | None, benchmarks: Sequence[Benchmark]) -> None:
+    """Be the command line of one benchmark: measure and print."""
+    chosen = options(prog, description).parse_args()
+    rows = measure(benchmarks, scale_of(chosen), chosen.only)
+    print(json.dumps([asdict(each) for each in rows], indent=1) if chosen.json else table(rows))
