@@ -46,7 +46,7 @@ class Pumped:
         self, spec: str, node: type[Node] = Node, *, method: str | None = "fork", window: int = WINDOW, **params: Any
     ) -> None:
         self.topology, programs = assign(parse_topology(spec), (node, params))
-        # The bar of the command line has a thread of its own; it holds no lock that a node needs.
+        # Whoever measures may have threads, of a bar or a queue: they hold no lock that a node needs.
         self.supervisor = Supervisor(self.topology, programs, start_method=method, window=window, allow_threads=True)
 
     def __enter__(self) -> Pumped:
