@@ -178,7 +178,10 @@ class Outbound:
         if not lane.sender.send(first, payloads):
             self._await_writable(lane.sender.fileno(), True)
         self._words[lane.sent_slot] = lane.outbox.sent
-        lane.window = max(2, min(self._window, WINDOW_BYTES // lane.sender.message_bytes))
+        window = max(2, min(self._window, WINDOW_BYTES // lane.sender.message_bytes))
+        if window != lane.window:
+            # The line belongs to the other window.
+            lane.window, lane.line = window, 0
         lane.left = self.now
         if lane.since:
             lane.since = 0.0
