@@ -85,10 +85,9 @@ class _Writer:
 
     Args:
         classes: The user's classes that may be kept.
-        hide: Whether a bytearray is somewhere in the value.
-        ordered: Where the elements of the sets that were met are noted, in order: a set inside of sets is put in order
-            once, not once for each. Of one value only, for an id means nothing once its set is gone; without it
-            nothing is noted.
+        hide: Whether a bytearray is somewhere in the values.
+        ordered: For one value alone, room to note the elements of its sets in order: a set inside of sets is put in
+            order once, not once for each. None for a writer of many values: the next may have a set with the same id.
     """
 
     __slots__ = ("_classes", "_hide", "_ordered")
@@ -130,10 +129,11 @@ class _Writer:
 
     def _in_order(self, elements: set[Any] | frozenset[Any]) -> list[Any]:
         """Return the elements in an order that is the same in every process, which that of a set is not."""
-        known = None if self._ordered is None else self._ordered.get(id(elements))
+        known = self._ordered.get(id(elements)) if self._ordered else None
         if known is None:
             kinds = set(map(type, elements))
-            known = sorted(elements, key=None if kinds in _SORTABLE or len(elements) == 1 else self.pack)
+            # One packer for all: a set inside of an element has its own, and no bytearray is hashable.
+            known = sorted(elements, key=None if kinds in _SORTABLE or len(elements) == 1 else self.packer())
             if self._ordered is not None:
                 self._ordered[id(elements)] = known
         return known
@@ -224,9 +224,8 @@ class Codec:
     def __init__(self, types: Iterable[type] = (), modules: Iterable[str] = (), pickle: bool = False) -> None:
         self._classes = Classes(types, modules)
         self._pickle = pickle
-        # Those not at work; to make one for every message would take longer than its work does. Each is taken and put
-        # back in one step, so that neither a thread nor a key's hash gets hold of one at work, and none that failed is
-        # put back.
+        # Those not at work: to make one for every message would take as long as its work. Each is taken and put back in
+        # one step, so that neither a thread nor the hash of a key meets one at work. One that failed never comes back.
         self._packers: list[Callable[[object], bytes]] = []
         self._readers: list[_Reader] = []
 
@@ -280,7 +279,7 @@ class Codec:
         return other
 
     def _pack_simple(self, value: object) -> bytes:
-        """Write a value in which there is neither a set nor a bytearray."""
+        """Write a value in which there is neither a bytearray nor a set inside of a set."""
         try:
             pack = self._packers.pop()
         except IndexError:

@@ -373,9 +373,10 @@ def make_instance(shape: Shape, parts: list[Any]) -> object:
     if not shape.slots and held:
         value.__dict__.update(held)
         return value
+    slots = shape.slots
     for name, item in held.items():
-        if name in shape.slots:
-            shape.slots[name].__set__(value, item)
+        if name in slots:
+            slots[name].__set__(value, item)
         else:
             value.__dict__[name] = item
     return value

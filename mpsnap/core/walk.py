@@ -45,7 +45,7 @@ _NO_KINDS: frozenset[type] = frozenset()
 #: How many containers are looked at one by one, before going level by level is the faster way. Below `MAX_DEPTH`.
 _FEW = 32
 
-#: From how many items on a set's method looks at their types faster than a loop does; for two it takes twice as long.
+#: Up to how many items a loop looks at their types faster than a method of a set does: for two, in half the time.
 _SEVERAL = 8
 
 _HINT = (
@@ -116,7 +116,7 @@ def survey(value: object, classes: Classes) -> Set[type] | None:
 
     Level by level and, within a level, kind by kind, so that nearly all the work on big containers happens in C.
     """
-    if _is_simple(value, classes, set()):
+    if _is_simple(value, classes, None):
         return _NO_KINDS
     kinds = {type(value)}
     reached: set[int] = set()
@@ -152,19 +152,20 @@ def explain(value: object, where: str, classes: Classes) -> CodecError:
     return error or CodecError("the value changed while it was looked at", where=where)
 
 
-def _is_simple(value: Any, classes: Classes, met: set[int]) -> bool:
+def _is_simple(value: Any, classes: Classes, met: set[int] | None) -> bool:
     """Return whether a value is certainly a small tree of the commonest kinds, or a flat one of any size.
 
-    Most payloads are, and are spared the cost of going level by level. False means no more than: look properly.
+    Most payloads are, and are spared the cost of going level by level. False means no more than: look properly. `met`
+    has what the value stands in, and what was met beside it; nothing of the outermost one.
     """
     kind = type(value)
     items: Collection[object] | None
     if kind is list or kind is tuple:
         items = value
-    elif kind is dict:
+    elif kind is dict or kind is set or kind is frozenset:
         if not _is_flat(value):
             return False
-        items = value.values()
+        items = value.values() if kind is dict else ()
     elif kind in LEAVES:
         return True
     else:
@@ -172,23 +173,27 @@ def _is_simple(value: Any, classes: Classes, met: set[int]) -> bool:
         items = None if shape is None else instance_contents(value, shape)
         if items is None or shape is None or shape.tag == ENUM:
             return items is not None
-    if id(value) in met or len(met) >= _FEW:
-        return False
-    met.add(id(value))
+    if met is not None:
+        if id(value) in met or len(met) >= _FEW:
+            return False
+        met.add(id(value))
     if len(items) > _SEVERAL and LEAVES.issuperset(map(type, items)):
         return True
     if len(items) > _FEW:
         return False
     for item in items:
-        if type(item) not in LEAVES and not _is_simple(item, classes, met):
-            return False
+        if type(item) not in LEAVES:
+            if met is None:
+                met = {id(value)}
+            if not _is_simple(item, classes, met):
+                return False
     return True
 
 
 def _is_flat(items: Collection[object]) -> bool:
     if len(items) > _SEVERAL:
         return LEAVES.issuperset(map(type, items))
-    for item in items:  # noqa: SIM110 - a generator would cost as much again
+    for item in items:  # noqa: SIM110 - to set up a generator takes longer than the loop
         if type(item) not in LEAVES:
             return False
     return True
