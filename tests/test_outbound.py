@@ -76,6 +76,13 @@ class World:
             if len(box.payloads) >= box.limit:
                 self.out.offer(box)
 
+    def send_one_of(self, dst: str, message_bytes: int) -> None:
+        """Let one message leave that is so large: the next ones are expected to be alike."""
+        self.pipes[dst].message_bytes = message_bytes
+        self.send(dst, "large")
+        self.out.flush(all_of_it=True)
+        self.left(dst)
+
     def take(self, dst: str, count: int) -> None:
         """Do as the receiver's process does."""
         self.words[{"B": 1, "C": 3}[dst]] += count
@@ -121,12 +128,11 @@ def test_a_full_batch_leaves_by_itself(world: World) -> None:
 
 
 def test_large_messages_make_small_batches(world: World) -> None:
-    world.pipes["B"].message_bytes = BATCH_BYTES // 3
+    world.send_one_of("B", BATCH_BYTES // 3)
     world.send("B", *range(7))
     assert [payloads for _, payloads in world.left("B")] == [[0, 1, 2], [3, 4, 5]]
     world.out.flush(all_of_it=True)
-    world.left("B")
-    world.pipes["B"].message_bytes = BATCH_BYTES * 5
+    world.send_one_of("B", BATCH_BYTES * 5)
     world.send("B", 7, 8)
     assert [payloads for _, payloads in world.left("B")] == [[7], [8]]
 
@@ -248,8 +254,7 @@ def test_the_fullest_channel_decides(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_large_messages_have_a_small_window(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a slow receiver's inbox is bounded in bytes too."""
     world = made(monkeypatch, window=1000)
-    world.pipes["B"].message_bytes = WINDOW_BYTES // 4
-    world.send("B", 1)
+    world.send_one_of("B", WINDOW_BYTES // 4)
     assert world.out.room() == ANY
     world.send("B", 2)
     assert world.out.room() == HANDLING

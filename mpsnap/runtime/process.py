@@ -183,9 +183,8 @@ class NodeProcess(Driver):
         self._register(self._control.fd, self._read_control)
         for src, receiver in self._receivers.items():
             self._register(receiver.fileno(), partial(self._read_channel, src, receiver))
-        self._flush()
+        self._outbound.flush(all_of_it=True)
         self._tell("ready")
-        self._flush_results()
 
     def _make_outbound(self) -> Outbound:
         spec = self._spec
@@ -208,7 +207,7 @@ class NodeProcess(Driver):
 
     def _leave(self) -> None:
         self._core.stop()
-        self._flush()
+        self._outbound.flush(all_of_it=True)
         self._publish_counts()
         if self._journal is not None:
             self._journal.close()
@@ -250,10 +249,12 @@ class NodeProcess(Driver):
 
     def _wait(self) -> None:
         timeout = self._timeout()
-        events = self._epoll.poll(0)
-        if not events and timeout != 0.0:
-            # Not before: what has just arrived may add to the batches that wait.
-            self._flush()
+        idle = timeout != 0.0
+        # What has just arrived may add to the batches that wait, so it is looked at before they leave.
+        events = self._epoll.poll(0) if self._outbound.waiting or not idle else []
+        if idle and not events:
+            if self._outbound.waiting:
+                self._outbound.flush(all_of_it=True)
             self.phase("waiting")
             events = self._epoll.poll(timeout)
         now = time.monotonic()
@@ -263,7 +264,7 @@ class NodeProcess(Driver):
             if mask & ~select.EPOLLOUT and fd in self._on_readable:
                 self._on_readable[fd]()
             elif fd == self._results.fd:
-                self._flush_results()
+                self._write_results()
             elif fd in self._awaited:
                 self._outbound.writable(fd)
         self._view.turn(now)
@@ -294,9 +295,12 @@ class NodeProcess(Driver):
             outbound.now = clock()
             self._slow[self._phase] = outbound.eager = outbound.now - before >= SLOW_SECONDS
             before = outbound.now
-        outbound.flush(all_of_it=False)
-        self._flush_results()
-        full = self._outbound.full_channels()
+            if not core.busy:
+                break
+        # A few messages leave at once, before anything else is seen to: their receivers wake up meanwhile.
+        if outbound.waiting:
+            outbound.flush(all_of_it=not core.busy and outbound.is_sparse())
+        full = outbound.full_channels()
         if full is not None:
             self._tell("blocked", *full)
 
@@ -305,13 +309,8 @@ class NodeProcess(Driver):
         room = self._outbound.room()
         return 0 if self._results.backlog_bytes > RESULT_BACKLOG_BYTES else room
 
-    def _flush(self) -> None:
-        self._outbound.flush(all_of_it=True)
-        self._flush_results()
-
-    def _flush_results(self) -> None:
-        if self._results.backlog_bytes or self._results.fd in self._awaited:
-            self._await_writable(self._results.fd, not self._results.flush())
+    def _write_results(self) -> None:
+        self._await_writable(self._results.fd, not self._results.flush())
 
     def _publish_counts(self) -> None:
         if hasattr(self, "_outbound"):
@@ -365,6 +364,8 @@ class NodeProcess(Driver):
 
     def _tell(self, *note: object) -> None:
         self._results.post(note)
+        if self._results.backlog_bytes:
+            self._await_writable(self._results.fd, True)
 
     def send(self, dst: str, number: int, payload: object) -> None:
         self._outbound.send(dst, payload)
