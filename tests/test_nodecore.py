@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import pytest
-from harness import PLAIN, CoreWorld, RecordingDriver, Solo, captured, graph, snap
+from harness import PLAIN, CoreWorld, RecordingDriver, Solo, captured, graph, snap, state_of
 
 from mpsnap.core.codec import Codec, Encoded, thaw
 from mpsnap.core.errors import CodecError, MpsnapError, ProtocolError, SnapshotError
@@ -1003,7 +1003,7 @@ def test_attributes_named_transient_are_left_out() -> None:
             self.handle = object()
             self.count = 1
 
-    assert PLAIN.decode(Solo(Handles()).start().record().state) == {"count": 1}
+    assert PLAIN.decode(state_of(Solo(Handles()).start().record())) == {"count": 1}
 
 
 def test_restore_replaces_the_state_by_a_captured_one() -> None:
@@ -1036,7 +1036,7 @@ def test_capture_and_restore_can_be_the_users_own() -> None:
             self.numbers = list(range(state))
 
     one = Solo(Squeezed()).start()
-    assert PLAIN.decode(one.record().state) == 5
+    assert PLAIN.decode(state_of(one.record())) == 5
     other = Squeezed()
     other.restore(5)
     assert other.numbers == list(range(5))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from mpsnap.core.codec import Codec
 from mpsnap.core.errors import MpsnapError, ProtocolError, SnapshotError
 from mpsnap.core.protocol import LocalSnapshot, SnapshotId
-from mpsnap.core.snapshot import GlobalSnapshot
+from mpsnap.core.snapshot import Captured, GlobalSnapshot, StoredState
 from mpsnap.core.topology import Topology
 
 #: Names of nodes or channels that one error lists before it counts the rest.
@@ -53,6 +53,12 @@ class Collection:
         if local.node in self.parts:
             raise ProtocolError(f"second report for snapshot {self.id}", where=local.node)
         self.parts[local.node] = local
+
+    def drop(self) -> None:
+        """Give up the files of its states: nobody will look at them."""
+        for part in self.parts.values():
+            if isinstance(part.captured, Captured) and isinstance(part.captured.state, StoredState):
+                part.captured.state.close()
 
     def missing(self, topology: Topology) -> tuple[str, ...]:
         """Return the nodes that have not reported."""
