@@ -29,6 +29,8 @@ from mpsnap.core.topology import Topology
 
 #: Version of the bytes that `pack` makes; a reader refuses any other.
 FORMAT = 1
+#: States in files that whoever keeps snapshots may hold: each is open, and a process may have a thousand or so.
+MOST_STORED = 64
 
 _PLAIN = Codec()
 _NUMBER = frozenset({int, float})
@@ -59,6 +61,11 @@ class Timer(NamedTuple):
 
 class StoredState(ABC):
     """Stand for the bytes of a state that are not in memory, since they are many; nothing in them changes."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """How many bytes there are."""
 
     @abstractmethod
     def read(self) -> bytes:
@@ -191,9 +198,10 @@ class NodeSnapshot:
         return self._codec.decode(state if isinstance(state, bytes) else state.read())
 
     @property
-    def stored(self) -> bool:
-        """Whether the state is in a file and not in memory."""
-        return isinstance(self._captured.state, StoredState)
+    def stored(self) -> int | None:
+        """How many bytes of the state are in a file; None if it is in memory."""
+        state = self._captured.state
+        return state.size if isinstance(state, StoredState) else None
 
     def __repr__(self) -> str:
         return f"<NodeSnapshot {self.name}: {self.state!r}>"
@@ -271,9 +279,9 @@ class GlobalSnapshot:
         return sum(len(state.payloads) for local in self._locals.values() for state in local.channels.values())
 
     @property
-    def stored(self) -> int:
-        """How many of its states are in files and not in memory."""
-        return sum(node.stored for node in self.nodes.values())
+    def stored(self) -> list[int]:
+        """The sizes of those states that are in files and not in memory."""
+        return [node.stored for node in self.nodes.values() if node.stored is not None]
 
     @property
     def terminated(self) -> bool:

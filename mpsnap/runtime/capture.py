@@ -28,7 +28,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn
 
 from mpsnap.core.blame import blame
 from mpsnap.core.errors import SnapshotError
@@ -133,8 +133,9 @@ class Captures:
         self._costs = Costs()
         # Held open: to open it anew would take longer than the capture of a small state.
         self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
-        #: The child that there is, until it is reaped.
+        #: The child that is at work, and those that are through or killed and not yet gone.
         self._child: Encoding | None = None
+        self._ending: set[Encoding] = set()
         #: What is being made, or is made and not yet reported.
         self._open: dict[SnapshotId, Encoding] = {}
 
@@ -158,20 +159,24 @@ class Captures:
         del self._open[encoding.snapshot_id]
         return encoding.file, encoding.receipt
 
-    def abandon(self, snapshot_id: SnapshotId) -> None:
-        """Give up what was being made for a snapshot; also right if nothing was."""
+    def abandon(self, snapshot_id: SnapshotId) -> bool:
+        """Give up what was being made for a snapshot and return whether a child was at it."""
         encoding = self._open.pop(snapshot_id, None)
-        if encoding is not None:
-            encoding.file.close()
-            if encoding is self._child:
-                _kill(encoding.pid)
+        if encoding is None:
+            return False
+        encoding.file.close()
+        if encoding is not self._child:
+            return False
+        self._dismiss(encoding)
+        _kill(encoding.pid)
+        return True
 
     def close(self) -> None:
         """Leave no child behind."""
         for snapshot_id in tuple(self._open):
             self.abandon(snapshot_id)
-        if self._child is not None:
-            self._reap(self._child)
+        for encoding in tuple(self._ending):
+            self._reap(encoding)
 
     # ------------------------------------------------------------------- the node
 
@@ -195,40 +200,52 @@ class Captures:
         for note in encoding.notes.read():
             self._take(encoding, note)
         if encoding.notes.ended:
+            at_work = encoding is self._child
+            self._dismiss(encoding)
             status = self._reap(encoding)
-            if encoding.receipt is None and encoding.error is None:
+            if at_work:
                 self._fail(encoding, SnapshotError(f"the process that encoded its state {status}", where=self._node))
 
-    def _take(self, encoding: Encoding, note: Note) -> None:
+    def _take(self, encoding: Encoding, note: Any) -> None:
+        if encoding is not self._child:
+            return  # It was given up just before.
+        self._dismiss(encoding)
         kind, *content = note
         if kind == "failed":
             what, where, hint = content
-            self._fail(encoding, SnapshotError(str(what), where=where, hint=hint))  # type: ignore[arg-type]
+            self._fail(encoding, SnapshotError(what, where=where, hint=hint))
             return
         seconds, size, digest = content
-        self._costs.encoded(seconds, encoding.resident)  # type: ignore[arg-type]
-        encoding.receipt = Receipt(size, digest)  # type: ignore[arg-type]
-        if encoding.snapshot_id in self._open:
-            self._ended(encoding)
+        self._costs.encoded(seconds, encoding.resident)
+        encoding.receipt = Receipt(size, digest)
+        self._ended(encoding)
 
     def _fail(self, encoding: Encoding, error: SnapshotError) -> None:
         encoding.error = error
-        if encoding.snapshot_id in self._open:
-            self.abandon(encoding.snapshot_id)
-            self._ended(encoding)
+        self.abandon(encoding.snapshot_id)
+        self._ended(encoding)
+
+    def _dismiss(self, encoding: Encoding) -> None:
+        """Have room for another child: this one has nothing more to say, though its memory may not be gone yet."""
+        self._ending.add(encoding)
+        if encoding is self._child:
+            self._child = None
 
     def _reap(self, encoding: Encoding) -> str:
         """Collect a child that has ended or was killed; return how it ended, in words."""
         # In this order: a registration outlives its descriptor for as long as a fork has a copy of it.
         self._unwatch(encoding.notes.fd)
         os.close(encoding.notes.fd)
-        self._child = None
+        self._ending.remove(encoding)
         try:
             _, status = os.waitpid(encoding.pid, 0)
         except ChildProcessError:
             return "ended; the node's own code has taken its status"
         code = os.waitstatus_to_exitcode(status)
-        return f"ended with status {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
+        if code >= 0:
+            return f"ended with status {code}"
+        # Not every signal has a name.
+        return "was killed by " + next((known.name for known in signal.Signals if known == -code), f"signal {-code}")
 
 
 def _fork(encode: Encode) -> tuple[int, int, IO[bytes]]:

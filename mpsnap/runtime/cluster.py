@@ -40,7 +40,7 @@ from mpsnap.core.events import (
 )
 from mpsnap.core.program import NodeSpec, Program, assign
 from mpsnap.core.protocol import SnapshotId
-from mpsnap.core.snapshot import GlobalSnapshot, Invariant, check_invariants
+from mpsnap.core.snapshot import MOST_STORED, GlobalSnapshot, Invariant, check_invariants
 from mpsnap.core.topology import Topology, parse_topology
 from mpsnap.runtime.incarnation import EXIT_NO_MAIN_GUARD
 from mpsnap.runtime.supervisor import SNAPSHOT_SECONDS, STOP_SECONDS, WINDOW, Supervisor
@@ -50,8 +50,8 @@ T = TypeVar("T")
 #: Where a cluster says what nobody asked for: what nodes log, and snapshots that were abandoned.
 LOGGER = logging.getLogger("mpsnap")
 
-#: Snapshots that `Cluster.snapshots` keeps, and how many files they may hold: each large state is one.
-KEPT, KEPT_FILES = 100, 64
+#: Snapshots that `Cluster.snapshots` keeps, and how large their states in files may be, all together.
+KEPT, KEPT_BYTES = 100, 4 << 30
 #: How long the pump sleeps when it has nothing to do; requests ring a bell.
 _IDLE_SECONDS = 60.0
 #: How long a caller waits for the thread to give its last descriptors back.
@@ -248,7 +248,7 @@ class Cluster:
 
     @property
     def snapshots(self) -> list[GlobalSnapshot]:
-        """The newest snapshots, at most 100 and 64 large states, in the order in which they completed."""
+        """The newest snapshots, in the order in which they completed: at most 100, with 64 large states of 4 GB."""
         return list(self._kept)
 
     @property
@@ -414,9 +414,9 @@ class Cluster:
     def _keep(self, snapshot: GlobalSnapshot) -> None:
         self._kept.append(snapshot)
         if snapshot.stored:
-            # Each is an open file, of which a process may have a thousand or so.
-            while len(self._kept) > 1 and sum(kept.stored for kept in self._kept) > KEPT_FILES:
-                self._kept.popleft()
+            sizes = [size for kept in self._kept for size in kept.stored]
+            while len(self._kept) > 1 and (len(sizes) > MOST_STORED or sum(sizes) > KEPT_BYTES):
+                del sizes[: len(self._kept.popleft().stored)]
 
     def _abandon(self, event: SnapshotAbandoned) -> None:
         self._periodic = None if event.snapshot_id == self._periodic else self._periodic

@@ -39,9 +39,10 @@ class Collection:
         self.timeout = timeout
         #: Parts that have come in, by node.
         self.parts: dict[str, LocalSnapshot] = {}
-        #: When it was given up: the sources whose marker each node still awaited, None if it had not recorded.
         #: How many commands had been given to nodes when it began.
         self.disturbances = 0
+        #: When it was given up: the sources whose marker each node still awaited, None if it had not recorded, and an
+        #: empty tuple if only its state was missing.
         self.answers: dict[str, tuple[str, ...] | None] = {}
 
     def add(self, local: LocalSnapshot) -> None:
@@ -87,6 +88,8 @@ class Collection:
             awaited = self.answers[node]
             if awaited is None:
                 reasons.append(f"{node} has not recorded")
+            elif not awaited:
+                reasons.append(f"{node} is still encoding its state")
             else:
                 reasons.append(f"{node} awaits the marker on {_some([f'{src}->{node}' for src in awaited])}")
         # Those that do not answer come first: they are why the others wait.

@@ -347,7 +347,8 @@ class NodeProcess(Driver):
 
     def _on_abandon(self, snapshot_id: str) -> None:
         awaited = self._core.abandon(SnapshotId.parse(snapshot_id))
-        self._captures.abandon(SnapshotId.parse(snapshot_id))
+        if self._captures.abandon(SnapshotId.parse(snapshot_id)) and awaited is None:
+            awaited = ()
         self._tell("abandoned", snapshot_id, awaited)
 
     def _on_command(self, ticket: int, command: bytes) -> None:

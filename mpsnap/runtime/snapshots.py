@@ -161,7 +161,10 @@ class Snapshots:
             self.abandon(collection, SnapshotError(f"snapshot {collection}: {what}", where=where or node, hint=hint))
 
     def abandoned(self, node: str, snapshot_id: str, awaited: tuple[str, ...] | None) -> None:
-        """A node has given a snapshot up and says which sources it still awaited, None if it had not recorded."""
+        """A node has given a snapshot up and says which sources it still awaited, None if it had not recorded.
+
+        With none left to await, it was still encoding its state.
+        """
         collection = self._open.get(SnapshotId.parse(snapshot_id))
         if collection is not None:
             collection.answers[node] = awaited
