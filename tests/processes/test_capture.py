@@ -416,7 +416,12 @@ def test_the_log_of_a_run_with_large_states(fork_captures: bool, tmp_path: Path)
 
 def _pump_until(supervisor: Supervisor, condition: Callable[[list[Event]], bool]) -> None:
     happened: list[Event] = []
-    wait_until(lambda: happened.extend(supervisor.pump(0.01)) or condition(happened), "the supervisor")
+
+    def pumped() -> bool:
+        happened.extend(supervisor.pump(0.01))
+        return condition(happened)
+
+    wait_until(pumped, "the supervisor")
 
 
 @pytest.mark.parametrize("option", [[], ["--no-fork-captures"]])
