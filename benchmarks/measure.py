@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -33,7 +34,8 @@ class Row:
     """Hold one measured figure: its median over the rounds, what it has to be and what it is hoped to be.
 
     `unit` is "x" for a ratio. `notes` are absolute figures, for orientation alone. A row without `floor` and `goal` is
-    one of a table that shows growth.
+    one of a table that shows growth. One that could not be measured has no rounds, a value that is no number, and says
+    why in `notes`.
     """
 
     name: str
@@ -47,9 +49,19 @@ class Row:
     goal: float | None = None
     notes: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def measured(self) -> bool:
+        """Whether there is a value."""
+        return not math.isnan(self.value)
+
+    def plain(self) -> dict[str, Any]:
+        """Return the row for JSON, which knows no such numbers as stand for no value."""
+        found = asdict(self)
+        return found if self.measured else {**found, "value": None, "least": None, "most": None}
+
     def meets(self, bound: float | None) -> bool | None:
-        """Return whether the median is on the right side of a bound; None if there is none."""
-        if bound is None:
+        """Return whether the median is on the right side of a bound; None if one of the two is not there."""
+        if bound is None or not self.measured:
             return None
         return self.value >= bound if self.sense == "at least" else self.value <= bound
 
@@ -92,10 +104,17 @@ def ratio(name: str, pairs: Iterable[Sequence[float]], **about: Any) -> Row:
     return row(name, (pair[0] / pair[1] for pair in pairs), **about)
 
 
+def absent(name: str, why: str, **about: Any) -> Row:
+    """Return the row of what cannot be measured here."""
+    return Row(name, math.nan, math.nan, math.nan, 0, notes={"why": why}, **about)
+
+
 def measure(benchmarks: Sequence[Benchmark], scale: Scale, only: str = "") -> list[Row]:
     """Run benchmarks, those whose name contains `only`, with a bar on a terminal."""
     chosen = [benchmark for benchmark in benchmarks if only in benchmark.__name__]
     rows: list[Row] = []
+    # The bar's own thread: what is measured forks, and a process that forks must have no other.
+    tqdm.monitor_interval = 0
     with tqdm(chosen, file=sys.stderr, unit="row", leave=False, disable=None) as bar:
         watched = Scale(scale.rounds, scale.seconds, scale.quick, told=bar.set_postfix_str)
         for benchmark in bar:
@@ -110,8 +129,8 @@ def table(rows: Sequence[Row]) -> str:
     body = [
         (
             each.name,
-            f"{each.value:.3g} {each.unit}",
-            f"{each.least:.3g} to {each.most:.3g}",
+            f"{each.value:.3g} {each.unit}" if each.measured else "not measured",
+            f"{each.least:.3g} to {each.most:.3g}" if each.measured else "",
             "" if each.floor is None else f"{each.sense} {each.floor:g}",
             verdict[each.meets(each.floor)],
             "" if each.goal is None else f"{each.goal:g}",
@@ -151,4 +170,4 @@ def main(prog: str, description: str | None, benchmarks: Sequence[Benchmark]) ->
     """Be the command line of one benchmark: measure and print."""
     chosen = options(prog, description).parse_args()
     rows = measure(benchmarks, scale_of(chosen), chosen.only)
-    print(json.dumps([asdict(each) for each in rows], indent=1) if chosen.json else table(rows))
+    print(json.dumps([each.plain() for each in rows], indent=1, allow_nan=False) if chosen.json else table(rows))

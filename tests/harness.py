@@ -9,7 +9,8 @@ clock.
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -52,11 +53,20 @@ def anatomy(thing: object) -> object:
         return [anatomy(item) for item in thing]
     if isinstance(thing, (set, frozenset)):
         return set(thing)
+    if isinstance(thing, Iterator):
+        return anatomy(list(copy(thing)))
     if type(thing).__module__.startswith("mpsnap."):
         names = [name for base in type(thing).__mro__ for name in getattr(base, "__slots__", ())]
         parts = {name: getattr(thing, name) for name in names} | getattr(thing, "__dict__", {})
         return type(thing).__name__, {name: anatomy(value) for name, value in parts.items()}
     return thing
+
+
+def send_on(protocol: SnapshotProtocol, dst: str, payload: object = None) -> int:
+    """Send one message that the driver collects at once; return its number."""
+    protocol.outboxes[dst].payloads.append(payload)
+    first, (_,) = protocol.outboxes[dst].collect()
+    return first
 
 
 class Collector:
@@ -168,8 +178,8 @@ class World:
     # ---------------------------------------------------------------- the steps
 
     def send(self, src: str, dst: str, payload: object) -> None:
-        number = self.protocols[src].stamp(dst)
-        self.wire[src, dst].append(Message(number, freeze(payload, PLAIN)))
+        frozen = freeze(payload, PLAIN)
+        self.wire[src, dst].append(Message(send_on(self.protocols[src], dst, frozen), frozen))
         self.trace.append(Sent(src, dst, payload))
 
     def deliver(self, src: str, dst: str) -> tuple[Effect, ...]:
@@ -285,6 +295,10 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+    def pass_time(self, seconds: float) -> None:
+        """Move it on."""
+        self.now += seconds
 
 
 class RecordingDriver(Driver):

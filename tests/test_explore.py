@@ -121,7 +121,10 @@ SEEDED = {
         "                recording.add(src, (payload,))\n",
         "                pass\n",
     ),
-    "what waits at the record is lost": ("            recording.add(src, waiting)\n", "            pass\n"),
+    "what waits at the record is lost": (
+        "                recording.add(src, inbox.payloads())\n",
+        "                pass\n",
+    ),
     "what comes behind the marker is recorded": (
         "            if src in recording.open:\n                recording.add(src, (payload,))",
         "            if True:\n                recording.add(src, (payload,))",
@@ -139,15 +142,15 @@ SEEDED = {
     ),
     "the state is that of the report": ("snapshot_id, recording.captured,", "snapshot_id, self._capture(),"),
     "the counts are those of the report": (
-        "_Recording(captured, dict(self.sent), dict(self.received))",
-        "_Recording(captured, self.sent, self.received)",
+        "recording.captured, recording.sent, recording.received,",
+        "recording.captured, self._all_sent(), self._all_received(),",
     ),
     "a finished snapshot begins anew": (
         "        self._finished.add(snapshot_id)\n        channels =",
         "        channels =",
     ),
-    "a neighbour gets no marker": ("for dst in self.outbound)", "for dst in self.outbound[1:])"),
-    "a marker does not count right": ("Marker(snapshot_id, self.sent[dst])", "Marker(snapshot_id, 0)"),
+    "a neighbour gets no marker": ("in recording.sent.items())", "in list(recording.sent.items())[1:])"),
+    "a marker does not count right": ("Marker(snapshot_id, sent)", "Marker(snapshot_id, 0)"),
 }
 
 

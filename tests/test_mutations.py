@@ -57,8 +57,8 @@ MUTATIONS = [
     Mutation(
         "what was seen and not taken at the record is in flight",
         "protocol.py",
-        "            recording.add(src, waiting)\n",
-        "            pass\n",
+        "                recording.add(src, inbox.payloads())\n",
+        "                pass\n",
         "test_protocol.py::test_what_was_seen_and_not_taken_is_in_flight",
     ),
     Mutation(
@@ -85,8 +85,8 @@ MUTATIONS = [
     Mutation(
         "the counts are those of the record, not those of the report",
         "protocol.py",
-        "_Recording(captured, dict(self.sent), dict(self.received))",
-        "_Recording(captured, self.sent, self.received)",
+        "recording.captured, recording.sent, recording.received,",
+        "recording.captured, self._all_sent(), self._all_received(),",
         "test_protocol.py::test_the_counts_are_those_of_the_record_whenever_they_are_reported",
     ),
     Mutation(
@@ -121,18 +121,18 @@ MUTATIONS = [
     Mutation(
         "messages that are taken at once are counted too",
         "protocol.py",
-        "        if self.received.get(src) != number - 1:\n",
+        "        if self._seen.get(src) != number - 1:\n",
         "        if False:\n",
         "test_protocol.py::test_receive_and_take_never_overtakes_and_never_skips",
     ),
     Mutation(
         "an illegal step changes nothing",
         "protocol.py",
-        '        self._expect(src, first, "message number", self._seen_or_raise(src) + 1)\n'
-        "        if payloads:\n"
-        "            self._inbox.setdefault(src, deque()).extend(payloads)\n",
+        "        if first != self._seen.get(src, 0) + 1 or src not in self._seen:\n"
+        '            self._expect(src, first, "message number", self._seen_or_raise(src) + 1)\n'
+        "        is_next = self._put(src, payloads)\n",
         "        expected = self._seen_or_raise(src) + 1\n"
-        "        self._inbox.setdefault(src, deque()).extend(payloads)\n"
+        "        is_next = self._put(src, payloads)\n"
         '        self._expect(src, first, "message number", expected)\n',
         "test_protocol.py::test_an_illegal_step_raises_and_changes_nothing",
     ),
@@ -156,6 +156,20 @@ MUTATIONS = [
         "        self._wishes.append(snapshot_id)\n",
         "        self.initiate(snapshot_id)\n",
         "test_nodecore.py::test_a_snapshot_begun_in_a_hook_waits_until_the_hook_returns",
+    ),
+    Mutation(
+        "what stands in an outbox is sent",
+        "protocol.py",
+        "        return self._collected + len(self.payloads)\n",
+        "        return self._collected\n",
+        "test_protocol.py::test_what_stands_in_an_outbox_is_sent",
+    ),
+    Mutation(
+        "no message is taken between a wish to snapshot and the record",
+        "nodecore.py",
+        "        self._wishes.append(snapshot_id)\n        self.interrupt()\n",
+        "        self._wishes.append(snapshot_id)\n",
+        "test_nodecore.py::test_a_snapshot_begun_in_a_row_of_messages_cuts_it_there",
     ),
     Mutation(
         "a node that will be asked again is not passive",

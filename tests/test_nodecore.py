@@ -14,7 +14,7 @@ from mpsnap.core.errors import CodecError, MpsnapError, ProtocolError, SnapshotE
 from mpsnap.core.history import Entry
 from mpsnap.core.journal import EntryJournal, JournaledCore
 from mpsnap.core.node import PHASES, Context, Node
-from mpsnap.core.nodecore import Encode
+from mpsnap.core.nodecore import RUN_MESSAGES, STRIDE, Encode
 from mpsnap.core.protocol import Marker, SnapshotId
 from mpsnap.core.rng import CounterRandom
 from mpsnap.core.snapshot import Timer, UnfinishedState
@@ -131,7 +131,7 @@ def test_the_driver_is_told_what_the_node_does() -> None:
     assert set(phases) <= set(PHASES)
     hooks = [phase for phase in phases if phase not in ("waiting", "capture")]
     assert hooks == ["setup", "on_start", "on_command", "on_timer", "on_message", "on_idle", "on_stop"]
-    assert phases[-1] == one.core.hook == "waiting"
+    assert one.core.hook == "waiting"
 
 
 def test_during_a_hook_the_node_is_in_that_hook() -> None:
@@ -215,6 +215,89 @@ def test_wants_tells_when_there_will_be_something_to_do() -> None:
     one.step()
     one.pass_time(3)
     assert one.core.wants(sources=True) is None
+
+
+# --- Messages in a row. ---
+
+
+def take_in_a_row(one: Solo, seconds: float = 1.0) -> bool:
+    return one.core.run(sources=True, now=one.clock.now, until=one.clock.now + seconds)
+
+
+def test_messages_of_one_channel_are_taken_in_a_row() -> None:
+    """Up to a number, and then it is the next channel's turn; values that were encoded arrive as they were."""
+    node, one = started(inbound=["B", "C"])
+    one.see("B", *range(100)).see("C", ["a list"], "c")
+    sizes = []
+    while take_in_a_row(one):
+        sizes.append(len(node.entries))
+    assert sizes[:2] == [RUN_MESSAGES, RUN_MESSAGES + 2]
+    assert sorted(sizes)[-1] == 102
+    assert [entry[1:] for entry in node.entries] == [
+        *(("B", number) for number in range(RUN_MESSAGES)),
+        *(("C", ["a list"]), ("C", "c")),
+        *(("B", number) for number in range(RUN_MESSAGES, 100)),
+    ]
+
+
+def test_commands_and_due_timers_come_before_a_row_and_idle_calls_behind_it() -> None:
+    node = Idler()
+    one = solo(node, {"setup": lambda ctx: ctx.after(1, "ring")}, inbound=["B"]).start()
+    one.clock.now = 2
+    one.see("B", 1, 2).command("x")
+    node.entries.clear()
+    while take_in_a_row(one):
+        pass
+    assert [entry[0] for entry in node.entries] == ["on_command", "ring", "on_message", "on_message", "on_idle"]
+
+
+def test_a_timer_that_a_message_sets_ends_the_row() -> None:
+    """It may be due at once."""
+    node, one = started({"on_message": lambda ctx: ctx.after(0, "ring")}, inbound=["B"])
+    one.see("B", 1, 2)
+    while take_in_a_row(one):
+        pass
+    assert [entry[0] for entry in node.entries] == ["on_message", "ring", "on_message", "ring"]
+
+
+def test_a_row_ends_when_its_time_is_over() -> None:
+    """A marker waits as long, and a hook at most; where hooks have been quick, a few of them."""
+
+    hook_seconds = [0.0]
+    node, one = started({"on_message": lambda ctx: one.clock.pass_time(hook_seconds[0])}, inbound=["B"])
+    one.see("B", *range(1000))
+    lengths = []
+    for hook_seconds[0] in (0.4, 0.4, 0.0, 5.0, 5.0):
+        before = len(node.entries)
+        assert take_in_a_row(one, seconds=1.0)
+        lengths.append(len(node.entries) - before)
+    assert lengths == [3, 3, RUN_MESSAGES, STRIDE, 1]
+
+
+def test_the_driver_can_end_a_row_from_within_a_hook() -> None:
+    """One whose channel has just filled up."""
+    node, one = started({"on_message": lambda ctx: one.core.interrupt()}, inbound=["B"])
+    one.see("B", *range(5))
+    assert take_in_a_row(one)
+    assert (len(node.entries), one.core.protocol.waiting("B")) == (1, 4)
+
+
+def test_a_snapshot_begun_in_a_row_of_messages_cuts_it_there() -> None:
+    """The messages behind are in flight: they were not taken when the hook that wished for it returned."""
+
+    def wish(ctx: Context) -> None:
+        if len(node.entries) == 2:
+            ctx.snapshot()
+
+    node, one = started({"on_message": wish}, inbound=["B"])
+    one.see("B", *range(5))
+    while take_in_a_row(one):
+        pass
+    (snapshot_id,) = (call[0] for call in one.driver.all("initiated"))
+    one.see_marker("B", snapshot_id)
+    (local,) = one.driver.reports()
+    assert (local.received, local.channels["B"].payloads) == ({"B": 2}, (2, 3, 4))
+    assert len(one.recorded_state()["entries"]) == 2
 
 
 # --- Snapshots and hooks. ---

@@ -117,6 +117,10 @@ class JournaledCore(NodeCore):
         self._received(src)
         NodeCore._handle(self, src, payload)
 
+    def _take_in_a_row(self, src: str, now: float, until: float) -> None:
+        # One at a time, for each is noted with its place between what else happens.
+        self._take(src)
+
     def run_timer(self) -> None:
         """Run the next timer, due or not; there must be one."""
         self._journal.note("timer", method=self._timers[0][3])
@@ -177,6 +181,9 @@ class _JournaledDriver(Driver):
     def log(self, text: str) -> None:
         self._journal.note("log", text=text)
         self._driver.log(text)
+
+    def taken(self, src: str) -> None:
+        self._driver.taken(src)
 
     def phase(self, phase: str) -> None:
         """Pass it on, which `__init__` puts in the place of this; without it the core would never call it."""

@@ -10,7 +10,8 @@ Rules a maintainer keeps:
 - Values are fixed where the user lets go of them: payloads in `send`, timer arguments in `set_timer`, records in
   `emit`, the state in the capture.
 - `step` runs at most one hook, in the order commands, due timers, messages, idle; between two steps the driver may
-  offer items.
+  offer items. `run` does the same and takes messages of one channel in a row, as long as nothing asks for more than
+  the next message: a wish to snapshot, a timer, a driver whose channels are full.
 - An exception of a hook leaves `step` as it is; the node is then dead and the driver says so. A capture that fails
   costs the snapshot, not the node.
 """
@@ -22,12 +23,15 @@ import math
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import islice
+from operator import length_hint
 from typing import Any, Protocol, TypeVar
 
-from mpsnap.core.codec import Codec, freeze, thaw
+from mpsnap.core.codec import Codec, Encoded, freeze, thaw
 from mpsnap.core.errors import CodecError, MpsnapError, ProtocolError, SnapshotError
+from mpsnap.core.kinds import NATIVE
 from mpsnap.core.node import Context, Node
-from mpsnap.core.protocol import Effect, LocalSnapshot, Marker, Report, SendMarker, SnapshotId, SnapshotProtocol
+from mpsnap.core.protocol import Effect, LocalSnapshot, Marker, Outbox, Report, SendMarker, SnapshotId, SnapshotProtocol
 from mpsnap.core.rng import CounterRandom
 from mpsnap.core.snapshot import Captured, Timer, UnfinishedState
 
@@ -36,6 +40,12 @@ T = TypeVar("T")
 _HOOKS_THAT_ACT = frozenset({"on_message", "on_idle", "on_timer", "on_command"})
 _MAY_SEND = _HOOKS_THAT_ACT | {"setup"}
 _MAY_EMIT = _MAY_SEND | {"on_stop"}
+
+#: Messages of one channel that are taken in a row, so that a busy one does not keep the others waiting.
+RUN_MESSAGES = 64
+#: Looking at the clock costs as much as a quick hook does. Where hooks are quick, it is looked at after so many of
+#: them; and quick are those of which so many take no longer than this.
+STRIDE, QUICK_SECONDS = 8, 0.0001
 
 
 class Encode(Protocol):
@@ -54,9 +64,18 @@ class Driver(ABC):
     def send(self, dst: str, number: int, payload: object) -> None:
         """Put message `number` on the channel to `dst`; the payload is fixed. Must not block."""
 
+    def offer(self, outbox: Outbox) -> None:
+        """Attend to an outbox in which as many messages stand as its limit says; here each is passed on at once.
+
+        A driver that sends in batches overrides this, sets the limits, and collects when it sees fit.
+        """
+        first, payloads = outbox.collect()
+        for k, payload in enumerate(payloads):
+            self.send(outbox.dst, first + k, payload)
+
     @abstractmethod
     def send_marker(self, dst: str, marker: Marker) -> None:
-        """Put a marker on the channel to `dst`, behind everything sent there so far."""
+        """Put a marker on the channel to `dst`, behind everything sent there so far, collected or not."""
 
     @abstractmethod
     def initiated(self, snapshot_id: SnapshotId) -> None:
@@ -94,6 +113,9 @@ class Driver(ABC):
     @abstractmethod
     def log(self, text: str) -> None:
         """Pass a line from the user's code on."""
+
+    def taken(self, src: str) -> None:  # noqa: B027 - only a driver with flow control has a use for it
+        """Note that messages from `src` were taken out of the inbox."""
 
     def phase(self, phase: str) -> None:  # noqa: B027 - a driver whose nodes cannot hang has no use for it
         """Note what the node does from now on: a word of `PHASES`."""
@@ -140,8 +162,13 @@ class NodeCore:
         self._unreachable = tuple(unreachable)
         self._incarnation = incarnation
         self._ctx = Context(self, self.protocol.inbound, self.protocol.outbound)
-        #: The hook that is running, or "waiting" between hooks.
+        self._outboxes = self.protocol.outboxes
+        #: The hook that is running, or "waiting" between hooks; and whether one that may send is.
         self._hook = "waiting"
+        self._may_send = False
+        #: Whether no further message is to be taken in a row; and how many are, between two looks at the clock.
+        self._interrupted = False
+        self._stride = 1
         #: Inbound channels with something to take, each once, the next one first.
         self._ready: deque[str] = deque()
         #: Commands not yet handled.
@@ -189,9 +216,7 @@ class NodeCore:
 
     def receive_batch(self, src: str, first: int, payloads: Sequence[object]) -> None:
         """See messages from `src`, numbered from `first`."""
-        had_some = self.protocol.waiting(src) if src in self.protocol.received else 0
-        self.protocol.receive_batch(src, first, payloads)
-        if payloads and not had_some:
+        if self.protocol.receive_batch(src, first, payloads):
             self._ready.append(src)
 
     def deliver(self, src: str, number: int, payload: object) -> bool:
@@ -290,6 +315,52 @@ class NodeCore:
         self._timer_was_last = False
         return True
 
+    def run(self, *, sources: bool, now: float, until: float) -> bool:
+        """Do as `step` and, if it is a message's turn, take more of its channel's; return whether a hook ran.
+
+        From the time `now` to `until`, by the clock, give or take a hook (or `STRIDE`, where quick ones are suddenly
+        slow), and no more than `RUN_MESSAGES`.
+        """
+        timer_first = sources and self._timers and self._timers[0][0] <= now and not self._timer_was_last
+        if self._commands or timer_first or not self._ready:
+            return self.step(sources=sources)
+        self._timer_was_last = False
+        src = self._ready.popleft()
+        self._begin("on_message")
+        self._take_in_a_row(src, now, until)
+        self._end(self._has_idle)
+        return True
+
+    def _take_in_a_row(self, src: str, now: float, until: float) -> None:
+        taking = self.protocol.taking(src)
+        on_message, ctx, decode, clock = self._node.on_message, self._ctx, self.codec.decode, self._clock
+        self._interrupted = False
+        left = RUN_MESSAGES
+        while left > 0:
+            stride = min(self._stride, left)
+            left -= stride
+            for payload in islice(taking, stride):
+                on_message(ctx, src, decode(payload.data) if type(payload) is Encoded else payload)
+                if self._interrupted:
+                    break
+            if self._interrupted or not length_hint(taking):
+                break
+            before, now = now, clock()
+            self._stride = STRIDE if now - before < QUICK_SECONDS else 1
+            if now >= until:
+                break
+        self._put_back(src)
+
+    def _put_back(self, src: str) -> None:
+        if self.protocol.waiting(src):
+            # To the back: one busy channel must not starve the others.
+            self._ready.append(src)
+        self._driver.taken(src)
+
+    def interrupt(self) -> None:
+        """Let `run` take no further message after the hook that is running."""
+        self._interrupted = True
+
     def _timer_is_due(self) -> bool:
         return bool(self._timers) and self._timers[0][0] <= self._clock()
 
@@ -306,15 +377,14 @@ class NodeCore:
 
     def _take(self, src: str) -> None:
         payload = self.protocol.take(src)
-        if self.protocol.waiting(src):
-            # To the back: one busy channel must not starve the others.
-            self._ready.append(src)
+        self._put_back(src)
         self._handle(src, payload)
 
     def _handle(self, src: str, payload: object) -> None:
         value = thaw(payload, self.codec)
         # `_run` and `_begin` written out: this is what runs once per message.
         self._hook = "on_message"
+        self._may_send = True
         if self._tells_phases:
             self._driver.phase("on_message")
         self._node.on_message(self._ctx, src, value)
@@ -352,13 +422,13 @@ class NodeCore:
 
     def _begin(self, hook: str) -> None:
         self._hook = hook
+        self._may_send = hook in _MAY_SEND
         if self._tells_phases:
             self._driver.phase(hook)
 
     def _end(self, idle_wanted: bool) -> None:
         self._hook = "waiting"
-        if self._tells_phases:
-            self._driver.phase("waiting")
+        self._may_send = False
         # Before the wishes: the cut says whether this node is passive, and any hook brings the idle calls back.
         self._idle_wanted = idle_wanted and not self._finished
         if self._wishes:
@@ -370,17 +440,36 @@ class NodeCore:
 
     def send(self, dst: str, payload: object) -> None:
         """Fix, number and pass on one message; see `Context.send`."""
-        if self._hook not in _MAY_SEND:
+        if not self._may_send:
             raise self._not_now("send")
-        if dst not in self.protocol.sent:
-            known = ", ".join(self.protocol.outbound) or "nobody"
-            raise ProtocolError(f"{self.name} has no channel to {dst!r}; it can send to {known}", where=self.name)
-        # Frozen before it is counted: a payload that is refused leaves no trace.
         try:
-            frozen = freeze(payload, self.codec)
+            outbox = self._outboxes[dst]
+        except KeyError:
+            raise self._no_channel(dst) from None
+        # What cannot change is looked for here, and not by a call for each message. Anything else is frozen before it
+        # is counted: a payload that is refused leaves no trace.
+        kind = type(payload)
+        if kind is tuple:
+            for item in payload:  # type: ignore[attr-defined]
+                if type(item) not in NATIVE:
+                    payload = self._frozen(dst, payload)
+                    break
+        elif kind not in NATIVE:
+            payload = self._frozen(dst, payload)
+        waiting = outbox.payloads
+        waiting.append(payload)
+        if len(waiting) >= outbox.limit:
+            self._driver.offer(outbox)
+
+    def _no_channel(self, dst: str) -> ProtocolError:
+        known = ", ".join(self.protocol.outbound) or "nobody"
+        return ProtocolError(f"{self.name} has no channel to {dst!r}; it can send to {known}", where=self.name)
+
+    def _frozen(self, dst: str, payload: object) -> object:
+        try:
+            return freeze(payload, self.codec)
         except CodecError as error:
             raise CodecError(error.what, where=f"{self.name}->{dst}: {error.where}", hint=error.hint) from None
-        self._driver.send(dst, self.protocol.stamp(dst), frozen)
 
     def emit(self, record: object) -> None:
         """Fix, number and pass on one record; see `Context.emit`."""
@@ -403,6 +492,7 @@ class NodeCore:
         snapshot_id = SnapshotId.spontaneous(self._incarnation, self.name, self._spontaneous)
         self._spontaneous += 1
         self._wishes.append(snapshot_id)
+        self.interrupt()
         return snapshot_id
 
     def set_timer(self, seconds: float, period: float | None, method: str, args: tuple[object, ...]) -> None:
@@ -422,6 +512,7 @@ class NodeCore:
         frozen = freeze(args, self.codec, where=f"{self.name}: arguments of timer {method}")
         heapq.heappush(self._timers, (self._clock() + seconds, self._timers_set, period, method, frozen))
         self._timers_set += 1
+        self.interrupt()
 
     def finish(self) -> None:
         """See `Context.finish`."""

@@ -21,6 +21,9 @@ still, for the cut, in flight. The channel state is therefore what stands in the
 until the marker. So a marker acts the moment it is seen, however many messages wait in front of it to be handled, and a
 restored inbox is simply an inbox that starts filled.
 
+**Its twin: the outbox.** A message is *sent* the moment it is put into its channel's outbox, and counts as such from
+then on. The driver collects outboxes when it likes, many messages at a time, but always before it sends a marker there.
+
 **Why each cut can prove itself.** Messages are numbered 1, 2, 3... per channel and a marker carries the count of its
 sender, so a gap, a swap or an overtaking on the wire raises here at once. Each local snapshot carries how many messages
 were sent and received (taken) per channel at the cut; the merge checks that channel states fill exactly the gap.
@@ -28,7 +31,8 @@ were sent and received (taken) per channel at the cut; the merge checks that cha
 **The driver's contract.** Whoever drives a `SnapshotProtocol` promises:
 
 1. One thread feeds it; the items of a channel are offered in channel order.
-2. Effects are carried out in order and completely before the next item is offered or the node may send.
+2. Effects are carried out in order and completely before the next item is offered or the node may send. In front of a
+   `SendMarker` goes whatever stands in the outbox of its channel.
 3. Recording happens between hooks only. A hook that has debited and not yet sent would be cut in two, and no count
    could show it; so a wish to snapshot from inside a hook waits until the hook returns.
 4. `capture` returns the local state *fixed*: bytes, or something that no later step can change. It is called once per
@@ -45,8 +49,10 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from functools import lru_cache
+from operator import length_hint
 from typing import NamedTuple, TypeVar
 
 from mpsnap.core.errors import ProtocolError
@@ -153,6 +159,82 @@ class Report(NamedTuple):
 Effect = SendMarker | Report
 
 
+class Outbox:
+    """Hold the messages to one neighbour that are sent and not yet collected, oldest first.
+
+    Appending to `payloads` is sending. A message's number follows from its place, so nothing is counted meanwhile: that
+    would cost a tenth of what sending costs.
+    """
+
+    __slots__ = ("_collected", "dst", "limit", "payloads")
+
+    def __init__(self, dst: str, collected: int) -> None:
+        self.dst = dst
+        #: Payloads, each fixed.
+        self.payloads: list[object] = []
+        #: How many may stand here before the driver is told; the driver's to set.
+        self.limit = 1
+        self._collected = collected
+
+    @property
+    def sent(self) -> int:
+        """How many messages were sent so far."""
+        return self._collected + len(self.payloads)
+
+    def collect(self) -> tuple[int, list[object]]:
+        """Hand all that stands here to the driver: the number of the first message, and the payloads."""
+        first, payloads = self._collected + 1, self.payloads
+        self._collected += len(payloads)
+        self.payloads = []
+        return first, payloads
+
+
+class _Inbox:
+    """Hold the messages from one neighbour that are seen and not yet taken, oldest first.
+
+    Taking is `next(oldest)`. It is a list's own iterator, whose place in the list is known at every moment, so that
+    messages can be taken in a row at the speed of a loop and the count is right between any two of them.
+    """
+
+    __slots__ = ("_behind", "_later", "oldest")
+
+    def __init__(self) -> None:
+        self.oldest: Iterator[object] = iter([])
+        #: The batches behind that, and how many messages are in them.
+        self._later: deque[list[object]] = deque()
+        self._behind = 0
+
+    def waiting(self) -> int:
+        """Return how many messages stand here."""
+        return length_hint(self.oldest) + self._behind
+
+    def add(self, payloads: list[object]) -> bool:
+        """Put messages behind the others; return whether there are none."""
+        if self._behind or length_hint(self.oldest):
+            self._later.append(payloads)
+            self._behind += len(payloads)
+            return False
+        self.oldest = iter(payloads)
+        return True
+
+    def advance(self) -> bool:
+        """Go on to the next batch if the one in front is taken; return whether there is one."""
+        if not length_hint(self.oldest):
+            if not self._behind:
+                return False
+            batch = self._later.popleft()
+            self._behind -= len(batch)
+            self.oldest = iter(batch)
+        return True
+
+    def payloads(self) -> list[object]:
+        """Return what stands here, without taking it."""
+        waiting = list(copy(self.oldest))
+        for batch in self._later:
+            waiting += batch
+        return waiting
+
+
 class _Recording:
     """A snapshot that this node has recorded and not yet reported."""
 
@@ -243,40 +325,38 @@ class SnapshotProtocol:
         self.inbound = tuple(sorted(inbound))
         self.outbound = tuple(sorted(outbound))
         self._capture = capture
-        #: Per outbound channel, messages stamped so far.
-        self.sent = {**dict.fromkeys(self.outbound, 0), **self._restored("channel to", self.outbound, sent)}
-        #: Per inbound channel, messages taken so far. Never above what was seen.
-        self.received = {**dict.fromkeys(self.inbound, 0), **self._restored("channel from", self.inbound, received)}
-        #: Per inbound channel, messages seen and not yet taken, oldest first; a channel without any is not in it.
-        self._inbox: dict[str, deque[object]] = {
-            src: deque(waiting)
-            for src, waiting in self._restored("channel from", self.inbound, inboxes).items()
-            if waiting
-        }
+        #: Per outbound channel, what is sent and not yet collected.
+        self.outboxes = {dst: Outbox(dst, 0) for dst in self.outbound}
+        for dst, count in self._restored("channel to", self.outbound, sent).items():
+            self.outboxes[dst] = Outbox(dst, count)
+        #: Per inbound channel, messages seen so far.
+        self._seen = {**dict.fromkeys(self.inbound, 0), **self._restored("channel from", self.inbound, received)}
+        #: Per inbound channel, messages seen and not yet taken. Made when first needed: in a large graph few are.
+        self._inboxes: dict[str, _Inbox] = {}
+        for src, waiting in self._restored("channel from", self.inbound, inboxes).items():
+            self._put(src, list(waiting))
         #: Snapshots recorded here and not yet reported.
         self._recordings: dict[SnapshotId, _Recording] = {}
         self._finished = FinishedIds()
 
     # ------------------------------------------------------------------ messages
 
-    def stamp(self, dst: str) -> int:
-        """Count one more message to `dst` and return its number.
+    def sent(self, dst: str) -> int:
+        """Return how many messages to `dst` were sent so far."""
+        return self.outboxes[dst].sent
 
-        Raises:
-            ProtocolError: There is no channel to `dst`.
-        """
-        if dst not in self.sent:
-            raise ProtocolError(f"{self.node} has no channel to {dst}", where=f"{self.node}->{dst}")
-        number = self.sent[dst] = self.sent[dst] + 1
-        return number
+    def received(self, src: str) -> int:
+        """Return how many messages from `src` were taken so far."""
+        return self._seen[src] - self.waiting(src)
 
     def seen(self, src: str) -> int:
         """Return how many messages from `src` were seen so far."""
-        return self.received[src] + self.waiting(src)
+        return self._seen[src]
 
     def waiting(self, src: str) -> int:
         """Return how many messages from `src` stand in the inbox."""
-        return len(self._inbox.get(src, ()))
+        inbox = self._inboxes.get(src)
+        return 0 if inbox is None else inbox.waiting()
 
     def take(self, src: str) -> object:
         """Hand out the oldest message from `src`; from now on it counts as received.
@@ -284,15 +364,20 @@ class SnapshotProtocol:
         Raises:
             ProtocolError: There is no channel from `src`, or nothing stands in its inbox.
         """
-        inbox = self._inbox.get(src)
-        if inbox is None:
+        return next(self.taking(src))
+
+    def taking(self, src: str) -> Iterator[object]:
+        """Hand out messages from `src` in order, one or more: each counts as received when it is handed out.
+
+        Good until the next call for this channel, of whatever kind.
+
+        Raises:
+            ProtocolError: As `take`.
+        """
+        inbox = self._inboxes.get(src)
+        if inbox is None or not inbox.advance():
             raise ProtocolError(f"nothing from {src} stands in the inbox of {self.node}", where=f"{src}->{self.node}")
-        self.received[src] += 1
-        payload = inbox.popleft()
-        if not inbox:
-            # An empty deque takes over 600 bytes, and most channels are empty most of the time.
-            del self._inbox[src]
-        return payload
+        return inbox.oldest
 
     def receive(self, src: str, item: Message | Marker) -> tuple[Effect, ...]:
         """See the next item of the channel from `src`: a message joins the inbox, a marker acts at once.
@@ -321,18 +406,24 @@ class SnapshotProtocol:
         recording.open.remove(src)
         return self._report_if_closed(item.snapshot_id, recording)
 
-    def receive_batch(self, src: str, first: int, payloads: Sequence[object]) -> None:
+    def receive_batch(self, src: str, first: int, payloads: Sequence[object]) -> bool:
         """See several messages at once, numbered from `first`: the same as `receive` for each in turn.
+
+        A list is given away, and must not be changed afterwards.
+
+        Returns:
+            Whether something from `src` can be taken now, and nothing could before.
 
         Raises:
             ProtocolError: The channel is not inbound here, or `first` is not the next number.
         """
-        self._expect(src, first, "message number", self._seen_or_raise(src) + 1)
-        if payloads:
-            self._inbox.setdefault(src, deque()).extend(payloads)
+        if first != self._seen.get(src, 0) + 1 or src not in self._seen:
+            self._expect(src, first, "message number", self._seen_or_raise(src) + 1)
+        is_next = self._put(src, payloads)
         for recording in self._recordings.values():
             if src in recording.open:
                 recording.add(src, payloads)
+        return is_next
 
     def receive_and_take(self, src: str, number: int, payload: object) -> None:
         """See one message and take it at once: `receive` and `take` in one step, where nothing stands in the inbox.
@@ -340,14 +431,14 @@ class SnapshotProtocol:
         Raises:
             ProtocolError: As `receive`; or something stands in the inbox, which would be overtaken.
         """
-        if src in self._inbox:
+        if self.waiting(src):
             raise ProtocolError(f"messages from {src} stand in front of this one", where=f"{src}->{self.node}")
-        if self.received.get(src) != number - 1:
+        if self._seen.get(src) != number - 1:
             self._expect(src, number, "message number", self._seen_or_raise(src) + 1)
         for recording in self._recordings.values():
             if src in recording.open:
                 recording.add(src, (payload,))
-        self.received[src] = number
+        self._seen[src] = number
 
     # ----------------------------------------------------------------- snapshots
 
@@ -378,19 +469,20 @@ class SnapshotProtocol:
             (snapshot_id, r.captured, dict(r.sent), dict(r.received), r.payloads, r.open)
             for snapshot_id, r in sorted(self._recordings.items())
         ]
-        inbox = {src: list(waiting) for src, waiting in self._inbox.items() if waiting}
-        return dict(self.sent), dict(self.received), inbox, recordings, self._finished.fingerprint()
+        inboxes = {src: inbox.payloads() for src, inbox in self._inboxes.items() if inbox.waiting()}
+        return self._all_sent(), self._all_received(), inboxes, recordings, self._finished.fingerprint()
 
     def _record(self, snapshot_id: SnapshotId, closing: str | None) -> tuple[Effect, ...]:
         # The capture comes first: it may raise, and then nothing has changed and no marker has left.
         captured = self._capture()
-        recording = _Recording(captured, dict(self.sent), dict(self.received))
-        for src, waiting in self._inbox.items():
+        recording = _Recording(captured, self._all_sent(), self._all_received())
+        for src, inbox in self._inboxes.items():
             # What was seen and not taken is in flight as far as this cut is concerned. Leaving it out would lose it.
-            recording.add(src, waiting)
+            if inbox.waiting():
+                recording.add(src, inbox.payloads())
         recording.open.update(src for src in self.inbound if src != closing)
         self._recordings[snapshot_id] = recording
-        markers = tuple(SendMarker(dst, Marker(snapshot_id, self.sent[dst])) for dst in self.outbound)
+        markers = tuple(SendMarker(dst, Marker(snapshot_id, sent)) for dst, sent in recording.sent.items())
         return markers + self._report_if_closed(snapshot_id, recording)
 
     def _report_if_closed(self, snapshot_id: SnapshotId, recording: _Recording) -> tuple[Effect, ...]:
@@ -407,6 +499,24 @@ class SnapshotProtocol:
         local = LocalSnapshot(self.node, snapshot_id, recording.captured, recording.sent, recording.received, channels)
         return (Report(local),)
 
+    def _all_sent(self) -> dict[str, int]:
+        return {dst: outbox.sent for dst, outbox in self.outboxes.items()}
+
+    def _all_received(self) -> dict[str, int]:
+        received = dict(self._seen)
+        for src, inbox in self._inboxes.items():
+            received[src] -= inbox.waiting()
+        return received
+
+    def _put(self, src: str, payloads: Sequence[object]) -> bool:
+        """Let messages join the inbox; return whether one of them is the oldest there."""
+        if not payloads:
+            return False
+        self._seen[src] += len(payloads)
+        if src not in self._inboxes:
+            self._inboxes[src] = _Inbox()
+        return self._inboxes[src].add(payloads if type(payloads) is list else list(payloads))
+
     # -------------------------------------------------------------------- checks
 
     def _restored(self, what: str, channels: tuple[str, ...], given: Mapping[str, T] | None) -> Mapping[str, T]:
@@ -416,9 +526,9 @@ class SnapshotProtocol:
         return given or {}
 
     def _seen_or_raise(self, src: str) -> int:
-        if src not in self.received:
+        if src not in self._seen:
             raise ProtocolError(f"{self.node} has no channel from {src}", where=f"{src}->{self.node}")
-        return self.seen(src)
+        return self._seen[src]
 
     def _expect(self, src: str, got: int, noun: str, expected: int) -> None:
         if got != expected:

@@ -1,7 +1,7 @@
 """Channels between processes, made of `multiprocessing.Queue`; the only file that knows that class's internals.
 
-This module owns batching, framing and the writing and reading of a channel's pipe. It must not know markers' meaning,
-hooks or the supervisor.
+This module owns framing and the writing and reading of a channel's pipe. It must not know markers' meaning, hooks, the
+supervisor, or how many messages make a batch.
 
 A channel is one Queue with one writer and one reader. Its pipe is used directly and its feeder thread never starts: a
 feeder pickles *after* `put` returned (so a state changed meanwhile is sent changed), drops what it cannot pickle with a
@@ -11,7 +11,7 @@ cannot leave them held; all the same a queue that lost an end is never used agai
 Rules a maintainer keeps:
 
 - Neither end ever blocks. Two nodes blocked in writing to each other's full pipes would wait for ever.
-- Messages and markers of a channel go through one outbox in the order of the calls.
+- Messages and markers of a channel go through one backlog in the order of the calls.
 - Frames hold plain data only: `marshal` keeps the types of what cannot change exactly and, unlike pickle, runs no code.
 """
 
@@ -29,9 +29,6 @@ from mpsnap.core.codec import Encoded
 from mpsnap.core.errors import ClusterError, ProtocolError
 from mpsnap.core.protocol import Marker, SnapshotId
 
-#: A batch is sealed at this many messages or, going by the size of the last one, at about this many bytes.
-BATCH_MESSAGES = 256
-BATCH_BYTES = 48 * 1024
 #: What one turn reads from one channel, so that a busy one does not keep the others waiting.
 READ_BYTES = 64 * 1024
 
@@ -48,12 +45,15 @@ class Sender(ABC):
     """The writing end of a channel: items in, in order; never blocks."""
 
     @abstractmethod
-    def send(self, number: int, payload: object) -> None:
-        """Append one message; `number` follows the last one's, the payload is frozen."""
+    def send(self, first: int, payloads: list[object]) -> bool:
+        """Append messages, write what the channel takes now, and return whether nothing is left over.
+
+        `first`, the number of the first, follows the last one's; the payloads are frozen, and the list is given away.
+        """
 
     @abstractmethod
-    def send_marker(self, marker: Marker) -> None:
-        """Append a marker behind every message sent so far, and write."""
+    def send_marker(self, marker: Marker) -> bool:
+        """Append a marker behind every message sent so far, otherwise as `send`."""
 
     @abstractmethod
     def flush(self) -> bool:
@@ -110,40 +110,55 @@ def close_reader(queue: Queue[Any]) -> None:
 
 
 class QueueSender(Sender):
-    """Write a channel's items into a Queue's pipe, in batches."""
+    """Write a channel's items into a Queue's pipe.
+
+    `message_bytes` is what a message took on average in the last batch.
+    """
 
     def __init__(self, queue: Queue[Any]) -> None:
+        self.message_bytes = 1
         self._queue = queue
         self._fd = writer_fd(queue)
         os.set_blocking(self._fd, False)
         close_reader(queue)
-        #: Messages not yet in a frame, the number of the first, and which of them are encoded.
-        self._batch: list[object] = []
-        self._first = 0
-        self._encoded: list[int] = []
-        #: How many messages make the next batch; follows their size.
-        self._limit = BATCH_MESSAGES
-        #: Frames not yet written, the head possibly in part.
-        self._outbox: deque[memoryview] = deque()
+        #: Frames not yet written, the first possibly in part.
+        self._backlog: deque[memoryview] = deque()
+        #: Whether the last batch held encoded payloads: then the next one surely does too.
+        self._encodes = False
 
-    def send(self, number: int, payload: object) -> None:
-        if not self._batch:
-            self._first = number
-        if type(payload) is Encoded:
-            self._encoded.append(len(self._batch))
-            payload = payload.data
-        self._batch.append(payload)
-        if len(self._batch) >= self._limit:
-            self.flush()
+    def send(self, first: int, payloads: list[object]) -> bool:
+        kind, body = self._packed(payloads)
+        self.message_bytes = max(1, len(body) // len(payloads))
+        return self._write(_HEADER.pack(len(body), kind, first), body)
 
-    def send_marker(self, marker: Marker) -> None:
-        self._seal()
-        self._frame(_MARKER, marker.sent, tuple(marker.snapshot_id))
-        self._write()
+    def send_marker(self, marker: Marker) -> bool:
+        body = marshal.dumps(tuple(marker.snapshot_id), _MARSHAL_VERSION)
+        return self._write(_HEADER.pack(len(body), _MARKER, marker.sent), body)
+
+    def _packed(self, payloads: list[object]) -> tuple[int, bytes]:
+        if not self._encodes:
+            try:
+                return _BATCH, marshal.dumps(payloads, _MARSHAL_VERSION)
+            except ValueError:
+                # So an encoded payload among hundreds is found without looking at each: it refuses nothing else.
+                self._encodes = True
+        encoded = []
+        for k, payload in enumerate(payloads):
+            if type(payload) is Encoded:
+                encoded.append(k)
+                payloads[k] = payload.data
+        self._encodes = bool(encoded)
+        return _BATCH_WITH_ENCODED, marshal.dumps((payloads, encoded), _MARSHAL_VERSION)
 
     def flush(self) -> bool:
-        self._seal()
-        return self._write()
+        while self._backlog:
+            head = self._backlog[0]
+            written = self._try(head)
+            if written < len(head):
+                self._backlog[0] = head[written:]
+                return False
+            self._backlog.popleft()
+        return True
 
     def fileno(self) -> int:
         return self._fd
@@ -151,37 +166,24 @@ class QueueSender(Sender):
     def close(self) -> None:
         close_writer(self._queue)
 
-    def _seal(self) -> None:
-        if not self._batch:
-            return
-        count = len(self._batch)
-        if self._encoded:
-            size = self._frame(_BATCH_WITH_ENCODED, self._first, (self._batch, self._encoded))
-            self._encoded = []
-        else:
-            size = self._frame(_BATCH, self._first, self._batch)
-        self._batch = []
-        self._limit = max(1, min(BATCH_MESSAGES, BATCH_BYTES * count // size))
+    def _write(self, header: bytes, body: bytes) -> bool:
+        # Behind what stands in the backlog nothing is tried: its pipe is full.
+        written = 0 if self._backlog else self._try(header, body)
+        if written == len(header) + len(body):
+            return True
+        if written < len(header):
+            self._backlog.append(memoryview(header)[written:])
+            written = len(header)
+        self._backlog.append(memoryview(body)[written - len(header) :])
+        return False
 
-    def _frame(self, kind: int, number: int, content: Any) -> int:
-        body = marshal.dumps(content, _MARSHAL_VERSION)
-        self._outbox.append(memoryview(_HEADER.pack(len(body), kind, number) + body))
-        return len(body)
-
-    def _write(self) -> bool:
-        while self._outbox:
-            head = self._outbox[0]
-            try:
-                written = os.write(self._fd, head)
-            except BlockingIOError:
-                return False
-            except BrokenPipeError:
-                raise ClusterError("the reader of a channel is gone") from None
-            if written < len(head):
-                self._outbox[0] = head[written:]
-            else:
-                self._outbox.popleft()
-        return True
+    def _try(self, *parts: bytes | memoryview) -> int:
+        try:
+            return os.writev(self._fd, parts)
+        except BlockingIOError:
+            return 0
+        except BrokenPipeError:
+            raise ClusterError("the reader of a channel is gone") from None
 
 
 class QueueReceiver(Receiver):
@@ -192,8 +194,10 @@ class QueueReceiver(Receiver):
         self._fd = reader_fd(queue)
         os.set_blocking(self._fd, False)
         close_writer(queue)
-        #: Bytes of frames not yet complete.
-        self._buffer = bytearray()
+        #: The beginning of a frame that is not yet complete, and how long it will be as far as is known.
+        self._rest: list[bytes] = []
+        self._length = 0
+        self._needed = 0
 
     def receive(self) -> list[Batch | Marker]:
         try:
@@ -202,8 +206,14 @@ class QueueReceiver(Receiver):
             return []
         if not data:
             raise ClusterError("the writer of a channel is gone")
-        self._buffer += data
-        return self._parse()
+        if self._rest:
+            self._rest.append(data)
+            self._length += len(data)
+            if self._length < self._needed:
+                return []
+            data = b"".join(self._rest)
+            self._rest = []
+        return self._parse(data)
 
     def fileno(self) -> int:
         return self._fd
@@ -211,24 +221,28 @@ class QueueReceiver(Receiver):
     def close(self) -> None:
         close_reader(self._queue)
 
-    def _parse(self) -> list[Batch | Marker]:
+    def _parse(self, data: bytes) -> list[Batch | Marker]:
         items: list[Batch | Marker] = []
-        at = 0
-        while len(self._buffer) - at >= _HEADER.size:
-            length, kind, number = _HEADER.unpack_from(self._buffer, at)
+        view = memoryview(data)
+        at, size = 0, len(data)
+        needed = _HEADER.size
+        while size - at >= _HEADER.size:
+            length, kind, number = _HEADER.unpack_from(data, at)
             if kind > _MARKER:
                 # At once: the length is not one either, and so many bytes may never come.
                 raise ProtocolError(f"a channel carried a frame of unknown kind {kind}")
-            end = at + _HEADER.size + length
-            if len(self._buffer) < end:
+            needed = _HEADER.size + length
+            if size - at < needed:
                 break
-            items.append(_item(kind, number, self._buffer[at + _HEADER.size : end]))
-            at = end
-        del self._buffer[:at]
+            items.append(_item(kind, number, view[at + _HEADER.size : at + needed]))
+            at += needed
+            needed = _HEADER.size
+        if at < size:
+            self._rest, self._length, self._needed = [data[at:]], size - at, needed
         return items
 
 
-def _item(kind: int, number: int, body: bytearray) -> Batch | Marker:
+def _item(kind: int, number: int, body: memoryview) -> Batch | Marker:
     try:
         content = marshal.loads(body)
         if kind == _MARKER:

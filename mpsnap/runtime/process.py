@@ -34,24 +34,24 @@ from mpsnap.core.errors import ClusterError, MpsnapError, SnapshotError, one_lin
 from mpsnap.core.journal import JournaledCore
 from mpsnap.core.nodecore import Driver, Encode, NodeCore
 from mpsnap.core.program import Program, codec_of, load_node_class
-from mpsnap.core.protocol import LocalSnapshot, Marker, SnapshotId
+from mpsnap.core.protocol import LocalSnapshot, Marker, Outbox, SnapshotId
 from mpsnap.core.snapshot import Captured, UnfinishedState, pack
 from mpsnap.core.topology import Channel
 from mpsnap.runtime import lifeline
 from mpsnap.runtime.board import Board
 from mpsnap.runtime.capture import Captures, Encoding
 from mpsnap.runtime.channel import QueueReceiver, QueueSender, close_reader, writer_fd
-from mpsnap.runtime.deadlock import REPORT_SECONDS
 from mpsnap.runtime.frames import FrameReader, FrameWriter
 from mpsnap.runtime.journal import FileJournal, JournalSpec
+from mpsnap.runtime.outbound import Outbound
 from mpsnap.runtime.staging import STAGING_BYTES, Staging
 
-#: How long hooks run before items are looked at again; a marker waits this long and one hook at most.
+#: How long hooks run before items are looked at again; a marker waits this long and one hook at most (`NodeCore.run`).
 TURN_SECONDS = 0.001
+#: A hook that runs twice as long as a turn is a slow one.
+SLOW_SECONDS = 0.002
 #: How often a node looks whether a closed window has opened: its reader cannot ring, it can only count.
 WINDOW_POLL_SECONDS = 0.001
-#: Messages that one channel may hold, sent and not taken, before `send` raises: memory has an end.
-HARD_CAP = 4_000_000
 #: Bytes of records and reports that may wait for the supervisor before hooks pause.
 RESULT_BACKLOG_BYTES = 1 << 20
 #: How long a failing node tries to get its last words out.
@@ -114,17 +114,8 @@ class NodeProcess(Driver):
         self._core: NodeCore
         self._receivers = {src: QueueReceiver(queue) for src, queue in spec.inbound.items()}
         self._senders = {dst: QueueSender(queue) for dst, queue in spec.outbound.items()}
-        self._sent_slots = {dst: spec.board.sent_slot(Channel(spec.name, dst)) for dst in self._senders}
-        self._out_taken_slots = {dst: spec.board.taken_slot(Channel(spec.name, dst)) for dst in self._senders}
-        self._in_taken_slots = {src: spec.board.taken_slot(Channel(src, spec.name)) for src in self._receivers}
-        #: Per outbound channel, the message number up to which its window is surely less than half full.
-        self._low_mark = max(1, spec.window // 2)
-        self._horizon = dict.fromkeys(self._senders, self._low_mark - 1)
-        #: Outbound channels beyond their horizon.
-        self._crowded: set[str] = set()
-        #: Outbound channels whose window is full, and since when; when they are next reported.
-        self._full: dict[str, float] = {}
-        self._next_report = 0.0
+        self._taken_slots = {src: spec.board.taken_slot(Channel(src, spec.name)) for src in self._receivers}
+        self._outbound: Outbound
         self._staging = Staging()
         self._control = FrameReader(spec.control.fileno())
         self._on_note: dict[object, Callable[..., None]] = {
@@ -138,6 +129,9 @@ class NodeProcess(Driver):
         close_reader(spec.results)
         self._results = FrameWriter(writer_fd(spec.results))
         self._journal: FileJournal | None = None
+        self._phase = ""
+        #: By hook, whether it ran long the last time: then what it sends is not kept waiting.
+        self._slow: dict[str, bool] = {}
         #: Whether every node is ready, so that hooks may run.
         self._running = False
         self._stopping = False
@@ -159,9 +153,6 @@ class NodeProcess(Driver):
                 self._wait()
                 if self._running and not self._stopping:
                     self._turn()
-                self._flush()
-                if self._full:
-                    self._report_full_channels()
             self._leave()
         except BaseException as error:
             self._fail(error)
@@ -188,18 +179,40 @@ class NodeProcess(Driver):
             driver=self,
             clock=time.monotonic,
         )
+        self._outbound = self._make_outbound()
         self._core.start(dict(spec.program.params))
         self._register(self._control.fd, self._read_control)
         for src, receiver in self._receivers.items():
             self._register(receiver.fileno(), partial(self._read_channel, src, receiver))
         self._flush()
         self._tell("ready")
+        self._flush_results()
+
+    def _make_outbound(self) -> Outbound:
+        spec = self._spec
+        channels = {dst: Channel(spec.name, dst) for dst in self._senders}
+        outbound = Outbound(
+            spec.name,
+            # With a journal, the node's own outboxes are emptied message by message, for each to be noted.
+            {dst: Outbox(dst, 0) for dst in channels} if self._journal else self._core.protocol.outboxes,
+            self._senders,
+            {dst: (spec.board.sent_slot(each), spec.board.taken_slot(each)) for dst, each in channels.items()},
+            self._words,
+            spec.window,
+            await_writable=self._await_writable,
+            interrupt=self._core.interrupt,
+        )
+        if self._journal is None:
+            # Called from within hooks: straight to where it goes.
+            self.offer = outbound.offer  # type: ignore[method-assign]
+        return outbound
 
     def _leave(self) -> None:
         # Whatever is still being encoded, its snapshot was lost when the stop was asked for.
         self._captures.close()
         self._core.stop()
         self._flush()
+        self._publish_counts()
         if self._journal is not None:
             self._journal.close()
         self._tell("stopped")
@@ -214,6 +227,9 @@ class NodeProcess(Driver):
             self._publish_counts()
             if self._journal is not None:
                 self._journal.close()
+            if self._running and self._phase != "capture":
+                # The board may still say what ran before: it is not written to after each hook.
+                self.phase(self._core.hook)
             self._tell("failed", self._phase_in_words(), *blame(error))
             self._captures.close()
             self._drain_results(LAST_WORDS_SECONDS)
@@ -241,13 +257,24 @@ class NodeProcess(Driver):
         self._epoll.unregister(fd)
 
     def _wait(self) -> None:
-        events = self._epoll.poll(self._timeout())
+        timeout = self._timeout()
+        events = self._epoll.poll(0)
+        if not events and timeout != 0.0:
+            # Not before: what has just arrived may add to the batches that wait.
+            self._flush()
+            self.phase("waiting")
+            events = self._epoll.poll(timeout)
+        now = time.monotonic()
         if self._journal is not None:
-            self._journal.turn(time.monotonic())
+            self._journal.turn(now)
         for fd, mask in events:
             if mask & ~select.EPOLLOUT and fd in self._on_readable:
                 self._on_readable[fd]()
-        self._view.turn(time.monotonic())
+            elif fd == self._results.fd:
+                self._flush_results()
+            elif fd in self._awaited:
+                self._outbound.writable(fd)
+        self._view.turn(now)
 
     def _timeout(self) -> float | None:
         if not self._running:
@@ -265,26 +292,40 @@ class NodeProcess(Driver):
         return min(waits) if waits else None
 
     def _turn(self) -> None:
-        core = self._core
-        deadline = time.monotonic() + TURN_SECONDS
-        while True:
+        core, outbound, clock = self._core, self._outbound, time.monotonic
+        outbound.now = before = clock()
+        until = before + TURN_SECONDS
+        while before < until:
             room = self._room()
-            if not room or not core.step(sources=room > 1) or time.monotonic() >= deadline:
-                return
+            if not room or not core.run(sources=room > 1, now=before, until=until):
+                break
+            outbound.now = clock()
+            self._slow[self._phase] = outbound.eager = outbound.now - before >= SLOW_SECONDS
+            before = outbound.now
+        outbound.flush(all_of_it=False)
+        self._flush_results()
+        full = self._outbound.full_channels()
+        if full is not None:
+            self._tell("blocked", *full)
+
+    def _room(self) -> int:
+        """Return 2 if any hook may run, 1 if only the handling of what has arrived may, 0 if none may."""
+        room = self._outbound.room()
+        return 0 if self._results.backlog_bytes > RESULT_BACKLOG_BYTES else room
 
     def _flush(self) -> None:
-        for sender in self._senders.values():
-            self._await_writable(sender.fileno(), not sender.flush())
-        self._await_writable(self._results.fd, not self._results.flush())
-        self._publish_counts()
+        self._outbound.flush(all_of_it=True)
+        self._flush_results()
+
+    def _flush_results(self) -> None:
+        if self._results.backlog_bytes or self._results.fd in self._awaited:
+            self._await_writable(self._results.fd, not self._results.flush())
 
     def _publish_counts(self) -> None:
-        if not hasattr(self, "_core"):
-            return
-        for dst, slot in self._sent_slots.items():
-            self._words[slot] = self._core.protocol.sent[dst]
-        for src, slot in self._in_taken_slots.items():
-            self._words[slot] = self._core.protocol.received[src]
+        if hasattr(self, "_outbound"):
+            self._outbound.publish()
+            for src in self._receivers:
+                self.taken(src)
 
     def _await_writable(self, fd: int, wanted: bool) -> None:
         if wanted and fd not in self._awaited:
@@ -293,36 +334,6 @@ class NodeProcess(Driver):
         elif not wanted and fd in self._awaited:
             self._epoll.unregister(fd)
             self._awaited.remove(fd)
-
-    def _room(self) -> int:
-        """Return 2 if any hook may run, 1 if only the handling of what has arrived may, 0 if none may."""
-        # Every channel is looked at, whatever else stops the hooks: a channel that opened must not be called full.
-        room = 0 if self._results.backlog_bytes > RESULT_BACKLOG_BYTES else 2
-        window = self._spec.window
-        for dst in tuple(self._crowded):
-            taken = self._words[self._out_taken_slots[dst]]
-            on_the_way = self._core.protocol.sent[dst] - taken
-            if on_the_way >= window:
-                room = 0
-                if dst not in self._full:
-                    self._full[dst] = time.monotonic()
-                    self._next_report = self._full[dst] + REPORT_SECONDS
-                continue
-            self._full.pop(dst, None)
-            if on_the_way < self._low_mark:
-                self._crowded.remove(dst)
-                self._horizon[dst] = taken + self._low_mark - 1
-            else:
-                room = min(room, 1)
-        return room
-
-    def _report_full_channels(self) -> None:
-        # The time first and then the look: what is full now was full then, however long the two are apart.
-        now = time.monotonic()
-        if now >= self._next_report:
-            self._next_report = now + REPORT_SECONDS
-            self._room()
-            self._tell("blocked", now, self._full)
 
     # ------------------------------------------------------------------- input
 
@@ -369,18 +380,13 @@ class NodeProcess(Driver):
         self._results.post(note)
 
     def send(self, dst: str, number: int, payload: object) -> None:
-        self._senders[dst].send(number, payload)
-        if number > self._horizon[dst]:
-            self._crowded.add(dst)
-            if number - self._words[self._out_taken_slots[dst]] > HARD_CAP:
-                raise MpsnapError(
-                    f"{HARD_CAP} messages are on their way and not taken",
-                    where=f"{self._spec.name}->{dst}",
-                    hint="sending less from one hook: flow control acts between hooks only",
-                )
+        self._outbound.send(dst, payload)
 
     def send_marker(self, dst: str, marker: Marker) -> None:
-        self._senders[dst].send_marker(marker)
+        self._outbound.send_marker(dst, marker)
+
+    def taken(self, src: str) -> None:
+        self._words[self._taken_slots[src]] = self._core.protocol.received(src)
 
     def initiated(self, snapshot_id: SnapshotId) -> None:
         self._tell("initiated", str(snapshot_id))
@@ -422,4 +428,8 @@ class NodeProcess(Driver):
         self._tell("logged", one_line(text))
 
     def phase(self, phase: str) -> None:
-        self._view.phase(phase)
+        if phase != self._phase:
+            self._phase = phase
+            self._view.phase(phase)
+            if self._running:
+                self._outbound.eager = self._slow.get(phase, True)

@@ -326,7 +326,7 @@ class Machine:
             return []
         protocol = self._actor(local).core.protocol
         inbox: Any = protocol.fingerprint()[2]
-        first = protocol.received[src] + 1
+        first = protocol.received(src) + 1
         return [(first + k, EXACT.encode(payload)) for k, payload in enumerate(inbox[src])]
 
     # ------------------------------------------------------------- running a node

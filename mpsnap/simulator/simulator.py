@@ -358,7 +358,8 @@ class Simulator:
     def totals(self) -> tuple[int, int]:
         """How many messages were sent and received so far."""
         protocols = [source.core.protocol for source in self._sources]
-        return sum(sum(p.sent.values()) for p in protocols), sum(sum(p.received.values()) for p in protocols)
+        sent = sum(protocol.sent(dst) for protocol in protocols for dst in protocol.outbound)
+        return sent, sum(protocol.received(src) for protocol in protocols for src in protocol.inbound)
 
     def tick(self) -> None:
         """Let one tick pass.

@@ -55,12 +55,13 @@ class MemorySender(Sender):
         self._pipe = pipe
         self._outbox: deque[tuple[int, object] | Marker] = deque()
 
-    def send(self, number: int, payload: object) -> None:
-        self._outbox.append((number, payload))
+    def send(self, first: int, payloads: list[object]) -> bool:
+        self._outbox += enumerate(payloads, first)
+        return self.flush()
 
-    def send_marker(self, marker: Marker) -> None:
+    def send_marker(self, marker: Marker) -> bool:
         self._outbox.append(marker)
-        self.flush()
+        return self.flush()
 
     def flush(self) -> bool:
         if self._outbox and not self._pipe.has_reader:

@@ -169,7 +169,7 @@ def _is_ready(fd: int, what: int) -> bool:
 def test_messages_arrive_once_in_order_with_their_numbers(channel: Channel) -> None:
     sent = [(n, f"message {n}") for n in range(1, 3000)]
     for number, payload in sent:
-        channel.sender.send(number, payload)
+        channel.sender.send(number, [payload])
     assert carried(channel) == sent
 
 
@@ -177,14 +177,14 @@ def test_numbers_go_on_where_they_stood(channel: Channel) -> None:
     """A restored node does not begin at 1, and numbers may exceed 32 bits."""
     sent = [(2**40 + n, n) for n in range(10)]
     for number, payload in sent:
-        channel.sender.send(number, payload)
+        channel.sender.send(number, [payload])
     assert carried(channel) == sent
 
 
 def test_a_marker_stands_exactly_where_it_was_sent(channel: Channel) -> None:
     sent: list[Item] = []
     for n in range(1, 1000):
-        channel.sender.send(n, n)
+        channel.sender.send(n, [n])
         sent.append((n, n))
         if n in (1, 2, 255, 256, 257, 700):
             channel.sender.send_marker(marker(n, n))
@@ -196,7 +196,7 @@ def test_a_marker_may_be_the_first_item_and_several_may_follow_each_other(channe
     sent: list[Item] = [marker(1, 0), marker(2, 0), (1, "x"), marker(3, 1)]
     channel.sender.send_marker(marker(1, 0))
     channel.sender.send_marker(marker(2, 0))
-    channel.sender.send(1, "x")
+    channel.sender.send(1, ["x"])
     channel.sender.send_marker(marker(3, 1))
     assert arrived(channel) == sent
 
@@ -231,11 +231,11 @@ def test_whatever_the_order_of_calls_the_items_are_those_sent(kind: str, steps: 
     number = 0
     with new_channel(kind) as channel:
         for verb, count in steps:
-            for _ in range(count):
-                number += 1
-                payload = f"{number}".ljust(size)
-                channel.sender.send(number, payload)
-                sent.append((number, payload))
+            batch: list[object] = [f"{number + k}".ljust(size) for k in range(1, count + 1)]
+            if batch:
+                channel.sender.send(number + 1, list(batch))
+                sent += enumerate(batch, number + 1)
+                number += count
             if verb == "marker":
                 channel.sender.send_marker(marker(len(sent), number))
                 sent.append(marker(len(sent), number))
@@ -280,14 +280,14 @@ PAYLOADS = [
 
 def test_payloads_arrive_with_their_exact_values_and_types(channel: Channel) -> None:
     for number, payload in enumerate(PAYLOADS, 1):
-        channel.sender.send(number, payload)
+        channel.sender.send(number, [payload])
     back = [item[1] for item in carried(channel)]
     assert [type(payload) for payload in back] == [type(payload) for payload in PAYLOADS]
     assert [_exact(payload) for payload in back] == [_exact(payload) for payload in PAYLOADS]
 
 
 def test_a_float_that_is_not_a_number_arrives(channel: Channel) -> None:
-    channel.sender.send(1, (math.nan, -math.nan))
+    channel.sender.send(1, [(math.nan, -math.nan)])
     ((_, payload),) = carried(channel)
     assert isinstance(payload, tuple)
     assert all(map(math.isnan, payload))
@@ -297,15 +297,17 @@ def test_a_float_that_is_not_a_number_arrives(channel: Channel) -> None:
 def test_equal_payloads_of_different_types_stay_different(channel: Channel) -> None:
     sent = [1, True, 1.0, "1", b"1", Encoded(b"1"), (1,), (True,), (1.0,)]
     for number, payload in enumerate(sent, 1):
-        channel.sender.send(number, payload)
+        channel.sender.send(number, [payload])
     back = [item[1] for item in carried(channel)]
     assert list(map(_exact, back)) == list(map(_exact, sent))
 
 
 def test_encoded_payloads_are_told_from_bytes_wherever_they_stand_in_a_batch(channel: Channel) -> None:
-    sent = [Encoded(b"x") if n % 3 == 0 else b"x" for n in range(700)]
-    for number, payload in enumerate(sent, 1):
-        channel.sender.send(number, payload)
+    sent: list[object] = [Encoded(b"x") if n % 3 == 0 and n < 500 else b"x" for n in range(700)]
+    number = 1
+    for size in (1, 2, 97, 200, 300, 1, 99):
+        channel.sender.send(number, sent[number - 1 : number - 1 + size])
+        number += size
     assert [item[1] for item in carried(channel)] == sent
 
 
@@ -324,10 +326,10 @@ def _exact(payload: object) -> str:
 def test_big_payloads_never_block_and_arrive_whole(channel: Channel, size: int) -> None:
     payload = os.urandom(1000) * (size // 1000)
     sent: list[Item] = [(1, payload), (2, "small"), marker(1, 2), (3, Encoded(payload)), marker(2, 3)]
-    channel.sender.send(1, payload)
-    channel.sender.send(2, "small")
+    channel.sender.send(1, [payload])
+    channel.sender.send(2, ["small"])
     channel.sender.send_marker(marker(1, 2))
-    channel.sender.send(3, Encoded(payload))
+    channel.sender.send(3, [Encoded(payload)])
     channel.sender.send_marker(marker(2, 3))
     assert carried(channel) == sent
 
@@ -337,7 +339,7 @@ def test_nothing_is_lost_when_the_pipe_is_full(channel: Channel) -> None:
     sent: list[Item] = []
     for n in range(1, 3001):
         payload = f"{n}".ljust(200)
-        channel.sender.send(n, payload)
+        channel.sender.send(n, [payload])
         sent.append((n, payload))
         if n % 500 == 0:
             channel.sender.send_marker(marker(n, n))
@@ -349,7 +351,7 @@ def test_nothing_is_lost_when_the_pipe_is_full(channel: Channel) -> None:
 
 def test_after_a_flush_that_left_nothing_over_everything_can_be_read(channel: Channel) -> None:
     for n in range(1, 4):
-        channel.sender.send(n, n)
+        channel.sender.send(n, [n])
     assert channel.sender.flush()
     assert arrived(channel) == [(1, 1), (2, 2), (3, 3)]
     assert channel.sender.flush(), "a flush of nothing leaves nothing over"
@@ -357,19 +359,19 @@ def test_after_a_flush_that_left_nothing_over_everything_can_be_read(channel: Ch
 
 
 def test_a_marker_is_written_at_once_with_all_before_it(channel: Channel) -> None:
-    channel.sender.send(1, "x")
+    channel.sender.send(1, ["x"])
     channel.sender.send_marker(marker(1, 1))
     assert arrived(channel) == [(1, "x"), marker(1, 1)]
 
 
 def test_a_batch_belongs_to_whoever_received_it(channel: Channel) -> None:
     """What a receiver does to a batch must not come back in a later one."""
-    channel.sender.send(1, "x")
+    channel.sender.send(1, ["x"])
     channel.sender.flush()
     for item in channel.receiver.receive():
         assert not isinstance(item, Marker)
         item[1].append("mine")
-    channel.sender.send(2, "y")
+    channel.sender.send(2, ["y"])
     assert carried(channel) == [(2, "y")]
 
 
@@ -383,7 +385,7 @@ def test_the_descriptors_tell_when_there_is_something_to_read_and_room_to_write(
     number = 0
     while channel.sender.flush():
         number += 1
-        channel.sender.send(number, b"x" * 4000)
+        channel.sender.send(number, [b"x" * 4000])
     assert _is_ready(reader, select.POLLIN)
     assert not _is_ready(writer, select.POLLOUT)
     assert len(carried(channel)) == number
@@ -393,7 +395,7 @@ def test_the_descriptors_tell_when_there_is_something_to_read_and_room_to_write(
 
 def test_receiving_where_nothing_is_returns_nothing(channel: Channel) -> None:
     assert channel.receiver.receive() == []
-    channel.sender.send(1, "x")
+    channel.sender.send(1, ["x"])
     assert carried(channel) == [(1, "x")]
     assert channel.receiver.receive() == []
 
@@ -402,10 +404,9 @@ def test_receiving_where_nothing_is_returns_nothing(channel: Channel) -> None:
 
 
 def test_a_reader_that_is_gone_is_an_error(channel: Channel) -> None:
-    channel.sender.send(1, "x")
     channel.receiver.close()
     with pytest.raises(ClusterError, match="reader"):
-        channel.sender.flush()
+        channel.sender.send(1, ["x"])
 
 
 def test_a_reader_that_is_gone_is_an_error_for_a_marker_too(channel: Channel) -> None:
@@ -415,7 +416,7 @@ def test_a_reader_that_is_gone_is_an_error_for_a_marker_too(channel: Channel) ->
 
 
 def test_a_writer_that_is_gone_is_an_error_after_what_it_left(channel: Channel) -> None:
-    channel.sender.send(1, "x")
+    channel.sender.send(1, ["x"])
     channel.sender.flush()
     channel.sender.close()
     assert list(_apart(channel.receiver.receive())) == [(1, "x")]
@@ -443,7 +444,7 @@ def test_garbage_is_a_protocol_error(kind: str, garbage: Any) -> None:
 
 
 def test_garbage_behind_right_items_is_a_protocol_error_too(channel: Channel) -> None:
-    channel.sender.send(1, "x")
+    channel.sender.send(1, ["x"])
     channel.sender.flush()
     channel.garble(next(iter(channel.garbage.values())))
     with pytest.raises(ProtocolError):

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from cli_harness import COMMAND, ENVIRONMENT, QUICK, Done, mpsnap
 from conftest import wait_until
+from harness import send_on
 
 from mpsnap.core.history import Entry, History, parse_log
 from mpsnap.core.protocol import Marker, Report, SnapshotId, SnapshotProtocol
@@ -49,7 +50,7 @@ class Replay:
     def feed(self, entry: Entry) -> None:
         detail: Any = entry.detail
         if entry.event == "sent":
-            assert self.protocol.stamp(detail["to"]) == detail["number"]
+            assert send_on(self.protocol, detail["to"]) == detail["number"]
         elif entry.event == "received":
             self.see(detail["from"], detail["number"])
             assert self.protocol.take(detail["from"]) == detail["number"]
