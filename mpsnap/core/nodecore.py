@@ -8,7 +8,7 @@ Rules a maintainer keeps:
 - The protocol is fed between hooks only, and a wish to snapshot from inside a hook waits for the hook to return: a
   hook that has debited an account and not yet sent the money would otherwise be cut in two, and no count could show it.
 - Values are fixed where the user lets go of them: payloads in `send`, timer arguments in `set_timer`, records in
-  `emit`, the state in the capture.
+  `emit`, the state in the capture (its bytes may come later, if a driver can see to it that they are the same).
 - `step` runs at most one hook, in the order commands, due timers, messages, idle; between two steps the driver may
   offer items. `run` does the same and takes messages of one channel in a row, as long as nothing asks for more than
   the next message: a wish to snapshot, a timer, a driver whose channels are full.
