@@ -22,7 +22,7 @@ MB = 1 << 20
 
 def test_nothing_is_known_at_first_and_a_small_process_does_not_fork() -> None:
     costs = Costs()
-    costs.encoded(0.0001, 30 * MB)
+    costs.captured(0.0001, 30 * MB)
     assert not costs.fork_wins(30 * MB)
 
 
@@ -36,15 +36,15 @@ def test_nothing_is_known_at_first_and_a_small_process_does_not_fork() -> None:
         (0.0700, 1024 * MB, True),
     ],
 )
-def test_an_encoding_has_to_take_much_longer_than_a_fork(seconds: float, resident: int, forks: bool) -> None:
+def test_a_capture_has_to_take_much_longer_than_a_fork(seconds: float, resident: int, forks: bool) -> None:
     costs = Costs()
-    costs.encoded(seconds, resident)
+    costs.captured(seconds, resident)
     assert costs.fork_wins(resident) is forks
 
 
 def test_a_fork_that_was_made_says_what_the_next_one_costs() -> None:
     costs = Costs()
-    costs.encoded(0.1, 100 * MB)
+    costs.captured(0.1, 100 * MB)
     assert costs.fork_wins(100 * MB)
     costs.forked(0.03, 100 * MB)
     assert not costs.fork_wins(100 * MB)
@@ -56,15 +56,15 @@ def test_a_fork_that_was_made_says_what_the_next_one_costs() -> None:
 @pytest.mark.parametrize(("growth", "forks"), [(15 * MB, False), (64 * MB, True), (-64 * MB, False)])
 def test_memory_that_came_since_may_be_state(growth: int, forks: bool) -> None:
     costs = Costs()
-    costs.encoded(0.0001, 200 * MB)
+    costs.captured(0.0001, 200 * MB)
     assert costs.fork_wins(200 * MB + growth) is forks
 
 
 def test_a_state_that_was_large_and_is_small_again_forks_no_more() -> None:
     costs = Costs()
-    costs.encoded(1.0, 1000 * MB)
+    costs.captured(1.0, 1000 * MB)
     assert costs.fork_wins(1000 * MB)
-    costs.encoded(0.0001, 1000 * MB)
+    costs.captured(0.0001, 1000 * MB)
     assert not costs.fork_wins(1000 * MB)
 
 

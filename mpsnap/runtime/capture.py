@@ -36,16 +36,18 @@ from mpsnap.core.nodecore import Encode
 from mpsnap.core.protocol import LocalSnapshot, SnapshotId
 from mpsnap.core.snapshot import UnfinishedState
 from mpsnap.runtime.frames import FrameReader, FrameWriter, Note
-from mpsnap.runtime.staging import Receipt, fill, open_unnamed
+from mpsnap.runtime.staging import STAGING_BYTES, Receipt, fill, open_unnamed
 
-#: An encoding that takes less stays in place: a pause as long as a time slice of the scheduler is none to speak of.
+#: What takes less stays in place: a pause as long as a time slice of the scheduler is none to speak of.
 LEAST_SECONDS = 0.005
-#: How many times longer than the fork the encoding has to take: a child also costs the node page faults afterwards,
-#: and the machine the time of another processor.
+#: How many times longer than the fork a capture in place has to take: a child also costs the node page faults
+#: afterwards, and the machine the time of another processor.
 LEAST_FACTOR = 4
+#: What a file takes in place, where it is filled when the node reports: the digest above all.
+STAGING_SECONDS_PER_BYTE = 3e-9
 #: Memory that came since the last capture is taken for state of the kind that is encoded fastest, a gigabyte in a
-#: second; less than that much of it (messages that wait, an import) is taken for nothing.
-GROWTH_SECONDS_PER_BYTE = 1e-9
+#: second, and then goes to a file; less than that much of it (messages that wait, an import) is taken for nothing.
+GROWTH_SECONDS_PER_BYTE = 1e-9 + STAGING_SECONDS_PER_BYTE
 GROWTH_BYTES = 16 << 20
 #: What a fork is taken to cost before the first one: less for a larger process than it turns out where the machine is
 #: slow, but that is told by the first.
@@ -62,23 +64,23 @@ class Costs:
     """Know what captures of one node have cost so far, and say whether the next one should fork."""
 
     def __init__(self) -> None:
-        #: Processor seconds of the last encoding, and how many bytes were resident then.
-        self._encoding = (0.0, 0)
+        #: Processor seconds that the last capture took or would have taken in place, and the bytes resident then.
+        self._last = (0.0, 0)
         #: Seconds of a fork: so many, and so many for each byte resident.
         self._fork = FORK_SECONDS
         self._fork_per_byte = FORK_SECONDS_PER_BYTE
 
-    def encoded(self, seconds: float, resident: int) -> None:
-        """Note how long an encoding took; in processor time, since what else ran meanwhile says nothing of the next."""
-        self._encoding = seconds, resident
+    def captured(self, seconds: float, resident: int) -> None:
+        """Note how long a capture took; in processor time, since what else ran meanwhile says nothing of the next."""
+        self._last = seconds, resident
 
     def forked(self, seconds: float, resident: int) -> None:
         """Note how long a fork took; in processor time, or one that was interrupted would seem dear for ever."""
         self._fork, self._fork_per_byte = 0.0, seconds / resident
 
     def fork_wins(self, resident: int) -> bool:
-        """Return whether a fork stops the node so much less than an encoding that it should be made."""
-        seconds, resident_then = self._encoding
+        """Return whether a fork stops the node so much less than a capture in place that it should be made."""
+        seconds, resident_then = self._last
         growth = resident - resident_then
         if growth >= GROWTH_BYTES:
             seconds += growth * GROWTH_SECONDS_PER_BYTE
@@ -150,7 +152,8 @@ class Captures:
                 return encoding
         began = time.thread_time()
         state = encode(bytes)
-        self._costs.encoded(time.thread_time() - began, resident)
+        staging = len(state) * STAGING_SECONDS_PER_BYTE if len(state) > STAGING_BYTES else 0.0
+        self._costs.captured(time.thread_time() - began + staging, resident)
         return state
 
     def release(self, encoding: Encoding) -> tuple[IO[bytes], Receipt]:
@@ -216,7 +219,7 @@ class Captures:
             self._fail(encoding, SnapshotError(what, where=where, hint=hint))
             return
         seconds, size, digest = content
-        self._costs.encoded(seconds, encoding.resident)
+        self._costs.captured(seconds, encoding.resident)
         encoding.receipt = Receipt(size, digest)
         self._ended(encoding)
 
@@ -309,11 +312,11 @@ def _offer_to_the_kernel() -> None:
 
 def _encoded(encode: Encode, file: IO[bytes]) -> Note:
     def keep(view: memoryview) -> Note:
-        seconds = time.thread_time() - began
         try:
-            return ("done", seconds, *fill(file, view))
+            receipt = fill(file, view)
         except OSError as error:
             raise SnapshotError(f"staging its state failed: {error}") from error
+        return "done", time.thread_time() - began, *receipt
 
     began = time.thread_time()
     try:
