@@ -424,13 +424,19 @@ class Solo:
 
     def recorded_state(self) -> Any:
         """Return the state of the last report."""
-        return self.codec.decode(captured(self.driver.reports()[-1]).state)
+        return self.codec.decode(state_of(captured(self.driver.reports()[-1])))
 
 
 def captured(local: LocalSnapshot) -> Captured:
     """Return what a node's capture fixed."""
     assert isinstance(local.captured, Captured)
     return local.captured
+
+
+def state_of(captured: Captured) -> bytes:
+    """Return the bytes of the state, which are in memory here."""
+    assert isinstance(captured.state, bytes)
+    return captured.state
 
 
 class _WireDriver(RecordingDriver):

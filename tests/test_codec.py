@@ -258,6 +258,24 @@ def test_every_kind_comes_back_exactly(value: Any) -> None:
 
 @given(plain)
 @settings(max_examples=100, deadline=None)
+def test_bytes_made_for_one_use_are_those_that_are_returned(value: Any) -> None:
+    assert HERE.encode_for(bytes, value) == HERE.encode(value)
+
+
+def test_what_the_use_of_bytes_raises_is_no_fault_of_the_value() -> None:
+    def use(view: memoryview) -> None:
+        raise ValueError("no use")
+
+    with pytest.raises(ValueError, match="no use"):
+        HERE.encode_for(use, [1])
+    with pytest.raises(CodecError) as caught:
+        HERE.encode_for(use, [1j], where="state")
+    assert caught.value.where == "state[0]"
+    assert Codec(pickle=True).encode_for(bytes, [1j]) == Codec(pickle=True).encode([1j])
+
+
+@given(plain)
+@settings(max_examples=100, deadline=None)
 def test_a_reader_without_the_classes_keeps_everything(value: Any) -> None:
     """What a stranger decoded and encoded again is, byte for byte, what the program wrote."""
     data = HERE.encode(value)

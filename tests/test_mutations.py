@@ -139,8 +139,8 @@ MUTATIONS = [
     Mutation(
         "the state is fixed at the record",
         "nodecore.py",
-        'state = self.codec.encode(self._node.capture(), where=f"{self.name}: state")',
-        'state = self._node.capture()\n            self.codec.encode(state, where=f"{self.name}: state")',
+        "        state = self._driver.fix(None if self._cause is None else self._cause[0], encode)\n",
+        "        encode(bytes)\n        state = value\n",
         "test_nodecore.py::test_what_was_captured_never_changes",
     ),
     Mutation(

@@ -7,15 +7,18 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import pytest
-from harness import PLAIN, CoreWorld, RecordingDriver, Solo, captured, graph, snap
+from harness import PLAIN, Clock, CoreWorld, RecordingDriver, Solo, captured, graph, snap, state_of
 
 from mpsnap.core.codec import Codec, Encoded, thaw
 from mpsnap.core.errors import CodecError, MpsnapError, ProtocolError, SnapshotError
+from mpsnap.core.history import Entry
+from mpsnap.core.journal import EntryJournal, JournaledCore
 from mpsnap.core.node import PHASES, Context, Node
-from mpsnap.core.nodecore import RUN_MESSAGES, STRIDE
-from mpsnap.core.protocol import Marker
+from mpsnap.core.nodecore import RUN_MESSAGES, STRIDE, Encode
+from mpsnap.core.protocol import Marker, SnapshotId
 from mpsnap.core.rng import CounterRandom
-from mpsnap.core.snapshot import Timer
+from mpsnap.core.snapshot import Timer, UnfinishedState
+from mpsnap.views.wording import described
 
 S = snap("A")
 
@@ -392,6 +395,69 @@ def test_state_changed_after_the_record_is_not_in_it() -> None:
     one.see_marker("B", S).see_marker("C", S)
     assert one.recorded_state() == {"table": {"rows": [[1], [2]]}}
     assert vars(one.node) == {"table": {"rows": [[1, 5], [2]]}}
+
+
+class Slow(RecordingDriver):
+    """Let states be made by somebody else, and remember what for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: list[tuple[SnapshotId | None, UnfinishedState]] = []
+
+    def fix(self, snapshot_id: SnapshotId | None, encode: Encode) -> bytes | UnfinishedState:
+        self.made.append((snapshot_id, UnfinishedState()))
+        return self.made[-1][1]
+
+
+def test_a_driver_may_make_the_bytes_of_a_state_later() -> None:
+    driver = Slow()
+    one = Solo(Node(), inbound=["B"], outbound=["B"], driver=driver).start()
+    one.core.initiate(S)
+    one.see_marker("B", S)
+    one.see_marker("B", snap("B"))
+    assert [snapshot_id for snapshot_id, _ in driver.made] == [None, S, snap("B")], "the first is no record"
+    assert [captured(local).state for local in driver.reports()] == [state for _, state in driver.made[1:]]
+
+
+def test_a_state_that_comes_to_nothing_costs_its_snapshot() -> None:
+    """Before the channels are closed and after."""
+    one = Solo(Node(), inbound=["B"], outbound=["B"], driver=Slow()).start()
+    error = SnapshotError("nothing came of it")
+    for closed in (False, True):
+        snapshot_id = snap("A", 1 + closed)
+        one.core.initiate(snapshot_id)
+        if closed:
+            one.see_marker("B", snapshot_id)
+        one.core.refuse(snapshot_id, error)
+        assert one.driver.all("refused")[-1] == (snapshot_id, error)
+        assert one.core.protocol.open_channels() == {}
+        one.core.initiate(snapshot_id)
+        one.see_marker("B", snapshot_id)
+        assert len(one.driver.reports()) == closed, "and it never begins again"
+
+
+def test_a_journal_says_nothing_of_a_state_that_is_still_being_made() -> None:
+    entries: list[Entry] = []
+    driver = Slow()
+    core = JournaledCore(
+        "A",
+        Node(),
+        inbound=[],
+        outbound=[],
+        unreachable=[],
+        incarnation=0,
+        seed=0,
+        codec=PLAIN,
+        driver=driver,
+        clock=Clock(),
+        journal=EntryJournal("A", PLAIN, lambda: 0.0, entries.append),
+    )
+    core.start({})
+    core.initiate(S)
+    core.refuse(S, SnapshotError("nothing came of it"))
+    assert [entry.event for entry in entries] == ["recorded", "reported", "refused"]
+    assert entries[0].detail == {"snapshot": str(S), "from": None}
+    assert described(entries[0], {}) == f"recorded, {S}"
 
 
 def test_what_was_captured_never_changes() -> None:
@@ -1086,7 +1152,7 @@ def test_attributes_named_transient_are_left_out() -> None:
             self.handle = object()
             self.count = 1
 
-    assert PLAIN.decode(Solo(Handles()).start().record().state) == {"count": 1}
+    assert PLAIN.decode(state_of(Solo(Handles()).start().record())) == {"count": 1}
 
 
 def test_restore_replaces_the_state_by_a_captured_one() -> None:
@@ -1119,7 +1185,7 @@ def test_capture_and_restore_can_be_the_users_own() -> None:
             self.numbers = list(range(state))
 
     one = Solo(Squeezed()).start()
-    assert PLAIN.decode(one.record().state) == 5
+    assert PLAIN.decode(state_of(one.record())) == 5
     other = Squeezed()
     other.restore(5)
     assert other.numbers == list(range(5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -9,7 +10,6 @@ from harness import Clock, snap
 
 from mpsnap.core.errors import MpsnapError
 from mpsnap.core.protocol import Marker, Outbox
-from mpsnap.runtime import outbound
 from mpsnap.runtime.outbound import AGE_SECONDS, BATCH_BYTES, BATCH_MESSAGES, HARD_CAP, WINDOW_BYTES, Outbound
 
 #: What a test says of `Outbound.room`.
@@ -89,7 +89,8 @@ class World:
 
     def left(self, dst: str) -> list[Any]:
         """Return what has left since the last look."""
-        items, self.pipes[dst].items = self.pipes[dst].items, []
+        pipe: Pipe = self.pipes[dst]
+        items, pipe.items = pipe.items, []
         return items
 
 
@@ -100,7 +101,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 def made(monkeypatch: pytest.MonkeyPatch, window: int = 1000) -> World:
     world = World(window)
-    monkeypatch.setattr(outbound.time, "monotonic", world.clock)
+    monkeypatch.setattr(time, "monotonic", world.clock)
     return world
 
 

@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 from mpsnap.core.codec import Codec, freeze
 from mpsnap.core.errors import CodecError, ConsistencyError, InvariantError
 from mpsnap.core.protocol import ChannelState, LocalSnapshot, SnapshotId
-from mpsnap.core.snapshot import Captured, GlobalSnapshot, Timer, check_invariants, pack, unpack
+from mpsnap.core.snapshot import (
+    Captured,
+    GlobalSnapshot,
+    NodeSnapshot,
+    StoredState,
+    Timer,
+    check_invariants,
+    pack,
+    unpack,
+)
 from mpsnap.core.topology import Topology
 
 S = snap("A")
@@ -183,6 +192,59 @@ def test_a_part_comes_back_from_its_bytes(local: LocalSnapshot) -> None:
 @settings(max_examples=30)
 def test_equal_parts_have_equal_bytes(local: LocalSnapshot) -> None:
     assert pack(unpack(pack(local))) == pack(local)
+
+
+class Elsewhere(StoredState):
+    """Hold the bytes of a state, and remember what was asked of it."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.asked: list[str] = []
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+    def read(self) -> bytes:
+        self.asked.append("read")
+        return self.data
+
+    def close(self) -> None:
+        self.asked.append("close")
+
+
+@given(local_snapshots())
+@settings(max_examples=30)
+def test_a_state_may_travel_apart_from_the_rest(local: LocalSnapshot) -> None:
+    assert isinstance(local.captured, Captured)
+    state = local.captured.state
+    rest = pack(local, apart=True)
+    assert isinstance(state, bytes)
+    assert unpack(rest, state) == local
+    stored = Elsewhere(state)
+    again = unpack(rest, stored)
+    assert isinstance(again.captured, Captured)
+    assert again.captured.state is stored
+    assert stored.asked == []
+
+
+def test_a_part_has_one_state() -> None:
+    with pytest.raises(CodecError, match="its state is left out"):
+        unpack(pack(one_part(), apart=True))
+    with pytest.raises(CodecError, match="its state is there twice"):
+        unpack(pack(one_part()), b"another")
+
+
+def test_a_state_that_is_stored_is_read_when_somebody_looks_at_it() -> None:
+    stored = Elsewhere(PLAIN.encode({"n": 1}))
+    local = unpack(pack(one_part(), apart=True), stored)
+    node = NodeSnapshot(local, PLAIN)
+    assert node.stored == stored.size
+    assert stored.asked == []
+    assert (node.state, node.state) == ({"n": 1}, {"n": 1})
+    assert stored.asked == ["read", "read"]
+    assert NodeSnapshot(one_part(), PLAIN).stored is None
+    assert merged(parts_of(TRIANGLE) | {"B": local}).stored == [stored.size]
 
 
 def one_part() -> LocalSnapshot:

@@ -222,7 +222,7 @@ def test_run_documents(golden: Golden) -> None:
     state = {"pair": (1, 2), "raw": b"\xff", "by": {1: {2}}, "odd": [float("inf"), 10**5000 > 0], "$key": Shy(1)}
     snapshot = cut(topology, {"A": state, "B": None}, {("A", "B"): [Shy(2), (3,)]}, codec=codec)
     error = MpsnapError("what\nfailed", where="app.py:3", hint="something \x1b else")
-    document = run_document({"app": "mine"}, [snapshot], [("A", 0, (1,)), ("B", 7, None)], error)
+    document = run_document({"app": "mine"}, [snapshot_document(snapshot)], [("A", 0, (1,)), ("B", 7, None)], error)
     golden("document-run.json", as_text(document))
 
 

@@ -54,6 +54,12 @@ def add_parser(verbs: Any) -> None:
     what = parser.add_argument_group("what runs")
     add_work(parser, what, tick="N ms")
     what.add_argument("--start-method", choices=("fork", "forkserver", "spawn"), help="default: the best one here")
+    what.add_argument(
+        "--no-fork-captures",
+        dest="fork_captures",
+        action="store_false",
+        help="encode large states in the node, which stops it meanwhile, and not in a fork of it",
+    )
     when = parser.add_argument_group("when snapshots are taken, and when it ends")
     when.add_argument("--duration", type=seconds, metavar="S", help=f"seconds (default {DEFAULT_SECONDS:g})")
     when.add_argument("--snapshot-every", type=seconds, metavar="S", help=f"seconds (default {DEFAULT_EVERY:g})")
@@ -109,6 +115,7 @@ def _supervise(options: argparse.Namespace, work: Work, plan: Plan, log: RunLog 
         snapshot_timeout=options.timeout,
         until_terminated=work.until_terminated,
         journals=None if log is None else log.specs(),
+        fork_captures=options.fork_captures,
     )
     try:
         driving = Driving("processes", supervisor.start_method, supervisor.totals)

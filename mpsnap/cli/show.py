@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, TextIO
 from mpsnap.cli.options import Work
 from mpsnap.core.errors import InputError, MpsnapError, OutputError, one_line
 from mpsnap.core.events import Emitted, Event, Logged, SnapshotAbandoned, SnapshotCompleted
-from mpsnap.core.snapshot import GlobalSnapshot
+from mpsnap.core.snapshot import MOST_STORED, GlobalSnapshot
 from mpsnap.views.document import output_document, run_document, snapshot_document
 from mpsnap.views.snapfile import snap_text
 from mpsnap.views.tables import count, duration_shown, outputs_table, snapshot_line, snapshot_table
@@ -60,7 +60,9 @@ class Show:
         self._work = work
         self._driving = driving
         self._stdout = stdout
+        #: What the document at the end will show: snapshots, and documents of those whose files had to be given up.
         self._snapshots: list[GlobalSnapshot] = []
+        self._documents: list[dict[str, Any]] = []
         self._taken = 0
         self._durations: list[float] = []
         self._outputs: list[tuple[str, int, object]] = []
@@ -125,8 +127,9 @@ class Show:
         """Show what is to be shown at the end; the seconds are simulated ones in the simulator."""
         self.close_bar()
         if self._options.format == "json":
-            snapshots = sorted(self._snapshots, key=lambda snapshot: snapshot.number)
-            document = run_document(self._facts(seconds), snapshots, self._outputs, error)
+            documents = [*self._documents, *map(snapshot_document, self._snapshots)]
+            documents.sort(key=lambda document: int(document["number"]))
+            document = run_document(self._facts(seconds), documents, self._outputs, error)
             self._print(json.dumps(document, allow_nan=False))
         elif self._options.format == "table":
             self._print_summary(seconds)
@@ -143,7 +146,7 @@ class Show:
         if snapshot.duration is not None:
             self._durations.append(snapshot.duration)
         if options.format == "json":
-            self._snapshots.append(snapshot)
+            self._keep(snapshot)
         if options.out is not None:
             self._write_file(snapshot)
         elif options.format == "snap":
@@ -151,6 +154,13 @@ class Show:
         if options.format == "table":
             full = self._taken <= SHOWN_IN_FULL
             self._print((snapshot_table if full else snapshot_line)(snapshot, self._simulated))
+
+    def _keep(self, snapshot: GlobalSnapshot) -> None:
+        self._snapshots.append(snapshot)
+        if snapshot.stored:
+            # Documents are made at the end, when nobody waits, but for what would keep too many files open till then.
+            while sum(len(kept.stored) for kept in self._snapshots) > MOST_STORED:
+                self._documents.append(snapshot_document(self._snapshots.pop(0)))
 
     def _write_file(self, snapshot: GlobalSnapshot) -> None:
         ending = {"table": "txt", "json": "json", "snap": "snap"}[self._options.format]

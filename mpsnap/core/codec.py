@@ -18,7 +18,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import msgpack
 
@@ -43,6 +43,8 @@ from mpsnap.core.walk import MAX_DEPTH, Classes, explain, survey
 
 __all__ = ["MAX_DEPTH", "Codec", "Encoded", "Opaque", "Pickled", "freeze", "thaw"]
 
+T = TypeVar("T")
+
 _HINT_BYTES = "check that they are complete, and that the program's classes are those they were encoded with"
 
 #: How deep a payload's tuples may be to be sent as they are.
@@ -53,6 +55,9 @@ _MARK, _WIDE_INT, _ENCODED, _PICKLED = 0, 1, 2, 3
 
 #: How many bytes a packer may have written to be kept: far below the buffer that it starts with.
 _SMALL = 1 << 16
+
+#: What msgpack raises for a length that it cannot write, and Python for a full stack.
+_UNWRITABLE = (ValueError, OverflowError, RecursionError)
 
 #: Sets of these alone are put in order by their own order, which is faster than that of their elements' bytes.
 _SORTABLE = ({int}, {str}, {bytes})
@@ -105,6 +110,12 @@ class _Writer:
         pack: Callable[[object], bytes]
         pack = msgpack.Packer(strict_types=True, unicode_errors="surrogatepass", default=self._lower).pack
         return pack
+
+    def packed(self, value: object) -> msgpack.Packer:
+        """Return a packer that holds the bytes."""
+        packer = msgpack.Packer(strict_types=True, unicode_errors="surrogatepass", default=self._lower, autoreset=False)
+        packer.pack(_hidden(value) if self._hide else value)
+        return packer
 
     def _lower(self, item: Any) -> Any:
         """Return what msgpack can write for an item that it has no type for."""
@@ -241,15 +252,37 @@ class Codec:
         """
         kinds = survey(value, self._classes)
         if kinds is None:
-            if not self._pickle:
-                raise explain(value, where, self._classes)
-            value, kinds = _pickled(value, where), set()
+            value, kinds = self._in_one_piece(value, where), set()
         try:
             if kinds:
                 return _Writer(self._classes, bytearray in kinds, {}).pack(value)
             return self._pack_simple(value)
-        except (ValueError, OverflowError, RecursionError) as error:  # a length that msgpack cannot write; a full stack
+        except _UNWRITABLE as error:
             raise CodecError(f"the value cannot be encoded: {told(error)}", where=where) from error
+
+    def encode_for(self, use: Callable[[memoryview], T], value: object, where: str = "value") -> T:
+        """Return what `use` makes of the bytes of a value: the same as `use(encode(value))` without a second copy.
+
+        For values so large that their bytes should be in memory once only. The view is gone when `use` returns.
+
+        Raises:
+            CodecError: As `encode`; what `use` raises is passed on.
+        """
+        kinds = survey(value, self._classes)
+        if kinds is None:
+            value, kinds = self._in_one_piece(value, where), set()
+        try:
+            packer = _Writer(self._classes, bytearray in kinds, {}).packed(value)
+        except _UNWRITABLE as error:
+            raise CodecError(f"the value cannot be encoded: {told(error)}", where=where) from error
+        # The view is of the packer's own memory, which older versions of msgpack do not keep alive for it.
+        with packer.getbuffer() as view:
+            return use(view)
+
+    def _in_one_piece(self, value: object, where: str) -> Pickled:
+        if not self._pickle:
+            raise explain(value, where, self._classes)
+        return _pickled(value, where)
 
     def decode(self, data: bytes) -> object:
         """Return the value that `encode` made `data` of.

@@ -16,7 +16,7 @@ the start, in the unit above) and `event`; the rest depends on the event:
     received         from, number: the node's code gets the message now (the paper's "receives")
     command          value: an injected command or a line of a script
     timer            method
-    recorded         snapshot, from (null: spontaneously), state
+    recorded         snapshot, from (null: spontaneously), state; without it if that was large and still being encoded
     marker sent      to, snapshot, number: so many messages were sent there before it
     marker received  from, snapshot, number: it acts at once, also in front of messages that were not yet handled
     closed           from, snapshot: this channel's state is fixed

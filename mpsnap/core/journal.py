@@ -16,9 +16,9 @@ from typing import Any
 from mpsnap.core.codec import Codec, Encoded
 from mpsnap.core.errors import MpsnapError
 from mpsnap.core.history import VALUES, Entry, error_shown, value_shown
-from mpsnap.core.nodecore import Driver, NodeCore
+from mpsnap.core.nodecore import Driver, Encode, NodeCore
 from mpsnap.core.protocol import LocalSnapshot, Marker, SnapshotId
-from mpsnap.core.snapshot import Captured
+from mpsnap.core.snapshot import Captured, UnfinishedState
 
 
 class Journal(ABC):
@@ -95,8 +95,6 @@ class JournaledCore(NodeCore):
         super().__init__(name, *args, driver=_JournaledDriver(driver, journal), **kwargs)
         self._journal = journal
         self._received = journal.received
-        #: What is being recorded and whose marker caused it; None while nothing is: a dry capture is no record.
-        self._cause: tuple[SnapshotId, str | None] | None = None
 
     def receive_marker(self, src: str, marker: Marker) -> None:
         """See a marker from `src`."""
@@ -104,15 +102,7 @@ class JournaledCore(NodeCore):
         self._journal.note("marker received", **{"from": src, "snapshot": text, "number": marker.sent})
         if marker.snapshot_id in self.protocol.open_channels():
             self._journal.note("closed", **{"from": src, "snapshot": text})
-        self._cause = marker.snapshot_id, src
         super().receive_marker(src, marker)
-        self._cause = None
-
-    def initiate(self, snapshot_id: SnapshotId) -> None:
-        """Record spontaneously."""
-        self._cause = snapshot_id, None
-        super().initiate(snapshot_id)
-        self._cause = None
 
     def command(self, ticket: int, command: bytes) -> None:
         """Queue an encoded command for `on_command`; the reply bears the same ticket."""
@@ -141,7 +131,9 @@ class JournaledCore(NodeCore):
         if self._cause is not None:
             snapshot_id, src = self._cause
             text = str(snapshot_id)
-            self._journal.note("recorded", **{"snapshot": text, "from": src, "state": Encoded(captured.state)})
+            # Of a state whose bytes are still being made there is nothing to show, and nothing here waits for it.
+            state = {"state": Encoded(captured.state)} if isinstance(captured.state, bytes) else {}
+            self._journal.note("recorded", **{"snapshot": text, "from": src, **state})
             if src is not None:
                 self._journal.note("closed", **{"from": src, "snapshot": text})
         return captured
@@ -171,6 +163,9 @@ class _JournaledDriver(Driver):
         channels = {src: [state.first, len(state.payloads)] for src, state in local.channels.items()}
         self._journal.note("reported", snapshot=str(local.snapshot_id), channels=channels)
         self._driver.report(local)
+
+    def fix(self, snapshot_id: SnapshotId | None, encode: Encode) -> bytes | UnfinishedState:
+        return self._driver.fix(snapshot_id, encode)
 
     def refused(self, snapshot_id: SnapshotId, error: MpsnapError) -> None:
         self._journal.note("refused", snapshot=str(snapshot_id), error=error_shown(error))

@@ -8,7 +8,7 @@ Rules a maintainer keeps:
 - The protocol is fed between hooks only, and a wish to snapshot from inside a hook waits for the hook to return: a
   hook that has debited an account and not yet sent the money would otherwise be cut in two, and no count could show it.
 - Values are fixed where the user lets go of them: payloads in `send`, timer arguments in `set_timer`, records in
-  `emit`, the state in the capture.
+  `emit`, the state in the capture (its bytes may come later, if a driver can see to it that they are the same).
 - `step` runs at most one hook, in the order commands, due timers, messages, idle; between two steps the driver may
   offer items. `run` does the same and takes messages of one channel in a row, as long as nothing asks for more than
   the next message: a wish to snapshot, a timer, a driver whose channels are full.
@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
 from operator import length_hint
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from mpsnap.core.codec import Codec, Encoded, freeze, thaw
 from mpsnap.core.errors import CodecError, MpsnapError, ProtocolError, SnapshotError
@@ -33,7 +33,9 @@ from mpsnap.core.kinds import NATIVE
 from mpsnap.core.node import Context, Node
 from mpsnap.core.protocol import Effect, LocalSnapshot, Marker, Outbox, Report, SendMarker, SnapshotId, SnapshotProtocol
 from mpsnap.core.rng import CounterRandom
-from mpsnap.core.snapshot import Captured, Timer
+from mpsnap.core.snapshot import Captured, Timer, UnfinishedState
+
+T = TypeVar("T")
 
 _HOOKS_THAT_ACT = frozenset({"on_message", "on_idle", "on_timer", "on_command"})
 _MAY_SEND = _HOOKS_THAT_ACT | {"setup"}
@@ -44,6 +46,13 @@ RUN_MESSAGES = 64
 #: Looking at the clock costs as much as a quick hook does. Where hooks are quick, it is looked at after so many of
 #: them; and quick are those of which so many take no longer than this.
 STRIDE, QUICK_SECONDS = 8, 0.0001
+
+
+class Encode(Protocol):
+    """Make the bytes of a state and return what `use` makes of them; when it returns they are gone."""
+
+    def __call__(self, use: Callable[[memoryview], T]) -> T:
+        """Raise a `SnapshotError` if the state cannot be kept."""
 
 
 class Driver(ABC):
@@ -75,6 +84,19 @@ class Driver(ABC):
     @abstractmethod
     def report(self, local: LocalSnapshot) -> None:
         """Hand this node's part of a snapshot to whoever collects."""
+
+    def fix(self, snapshot_id: SnapshotId | None, encode: Encode) -> bytes | UnfinishedState:
+        """Fix a state as it is at this moment, before any marker leaves, whatever becomes of it later.
+
+        Args:
+            snapshot_id: What it is for; None where nothing is recorded and only the attempt counts.
+            encode: Makes its bytes; raises a `SnapshotError` if it cannot be kept.
+
+        Returns:
+            Its bytes, or what stands for them: `report` gets it back, and if it comes to nothing, `NodeCore.refuse`
+            has to be told.
+        """
+        return encode(bytes)
 
     @abstractmethod
     def refused(self, snapshot_id: SnapshotId, error: MpsnapError) -> None:
@@ -163,6 +185,8 @@ class NodeCore:
         self._finished = False
         self._emitted = 0
         self._spontaneous = 0
+        #: What is to be recorded and whose marker caused it, None if none did; None while nothing is.
+        self._cause: tuple[SnapshotId, str | None] | None = None
         #: Snapshots begun inside the hook that is running.
         self._wishes: list[SnapshotId] = []
 
@@ -207,23 +231,27 @@ class NodeCore:
 
     def receive_marker(self, src: str, marker: Marker) -> None:
         """See a marker from `src`."""
+        self._cause = marker.snapshot_id, src
         try:
             effects = self.protocol.receive(src, marker)
         except SnapshotError as error:
-            self._refuse(marker.snapshot_id, error)
+            self.refuse(marker.snapshot_id, error)
         else:
             self._carry_out(effects)
+        self._cause = None
 
     def initiate(self, snapshot_id: SnapshotId) -> None:
         """Record spontaneously."""
+        self._cause = snapshot_id, None
         try:
             effects = self.protocol.initiate(snapshot_id)
         except SnapshotError as error:
-            self._refuse(snapshot_id, error)
+            self.refuse(snapshot_id, error)
         else:
             # First, so that nobody hears of the end of a snapshot before its beginning.
             self._driver.initiated(snapshot_id)
             self._carry_out(effects)
+        self._cause = None
 
     def abandon(self, snapshot_id: SnapshotId) -> tuple[str, ...] | None:
         """Give a snapshot up; return the sources whose marker it still awaited, None if it was not recording here."""
@@ -235,8 +263,9 @@ class NodeCore:
         """Queue an encoded command for `on_command`; the reply bears the same ticket."""
         self._commands.append((ticket, command))
 
-    def _refuse(self, snapshot_id: SnapshotId, error: SnapshotError) -> None:
-        # Only the capture raises this, and it comes before any change: giving up is safe and the node goes on.
+    def refuse(self, snapshot_id: SnapshotId, error: SnapshotError) -> None:
+        """Give a snapshot up because the state could not be kept, at once or as it turned out; the node goes on."""
+        # At once means before any change: only the capture raises that. Later only what was recorded is dropped.
         self._driver.phase(self._hook)
         self.protocol.abandon(snapshot_id)
         self._driver.refused(snapshot_id, error)
@@ -512,16 +541,12 @@ class NodeCore:
 
     def _capture(self) -> Captured:
         self._driver.phase("capture")
-        try:
-            state = self.codec.encode(self._node.capture(), where=f"{self.name}: state")
-        except MpsnapError as error:
-            raise SnapshotError(
-                f"{self.name} could not be captured: {error.what}", where=error.where, hint=error.hint
-            ) from error
-        except Exception as error:
-            raise SnapshotError(
-                f"{self.name} could not be captured: {type(error).__name__}: {error}", where=self.name
-            ) from error
+        value = self._try(self._node.capture)
+
+        def encode(use: Callable[[memoryview], T]) -> T:
+            return self._try(lambda: self.codec.encode_for(use, value, where=f"{self.name}: state"))
+
+        state = self._driver.fix(None if self._cause is None else self._cause[0], encode)
         self._driver.phase(self._hook)
         now = self._clock()
         timers = tuple(
@@ -536,3 +561,16 @@ class NodeCore:
             finished=self._finished,
             emitted=self._emitted,
         )
+
+    def _try(self, part: Callable[[], T]) -> T:
+        """Do a part of the capture; whatever it raises costs the snapshot and not the node."""
+        try:
+            return part()
+        except MpsnapError as error:
+            raise SnapshotError(
+                f"{self.name} could not be captured: {error.what}", where=error.where, hint=error.hint
+            ) from error
+        except Exception as error:
+            raise SnapshotError(
+                f"{self.name} could not be captured: {type(error).__name__}: {error}", where=self.name
+            ) from error

@@ -18,6 +18,7 @@ state is exactly the difference, in order.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -28,6 +29,8 @@ from mpsnap.core.topology import Topology
 
 #: Version of the bytes that `pack` makes; a reader refuses any other.
 FORMAT = 1
+#: States in files that whoever keeps snapshots may hold: each is open, and a process may have a thousand or so.
+MOST_STORED = 64
 
 _PLAIN = Codec()
 _NUMBER = frozenset({int, float})
@@ -35,7 +38,7 @@ _NUMBER = frozenset({int, float})
 _SHAPES: Mapping[str, Any] = {
     "node": str,
     "id": (int, str, int),
-    "state": bytes,
+    "state": frozenset({bytes, type(None)}),
     "timers": [(_NUMBER, _NUMBER | {type(None)}, str, object)],
     "random": (frozenset({int, str}), int),
     "passive": bool,
@@ -56,10 +59,35 @@ class Timer(NamedTuple):
     args: object
 
 
+class StoredState(ABC):
+    """Stand for the bytes of a state that are not in memory, since they are many; nothing in them changes."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """How many bytes there are."""
+
+    @abstractmethod
+    def read(self) -> bytes:
+        """Return the bytes, whole and as they were captured.
+
+        Raises:
+            CodecError: They are not what was stored.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give up whatever holds the bytes, before the last reference to them is gone; also right twice."""
+
+
+class UnfinishedState:
+    """Stand for the bytes of a state that is fixed while a driver is still making them; what it is, that one knows."""
+
+
 class Captured(NamedTuple):
     """Hold what a node's capture fixed at the cut: the user's state as bytes, and what the runtime keeps for it."""
 
-    state: bytes
+    state: bytes | StoredState | UnfinishedState
     timers: tuple[Timer, ...]
     random: tuple[int | str, int]
     passive: bool
@@ -67,15 +95,18 @@ class Captured(NamedTuple):
     emitted: int
 
 
-def pack(local: LocalSnapshot) -> bytes:
-    """Return a local snapshot as bytes, for the way to whoever collects; `local.captured` must be a `Captured`."""
+def pack(local: LocalSnapshot, *, apart: bool = False) -> bytes:
+    """Return a local snapshot as bytes, for the way to whoever collects; `local.captured` must be a `Captured`.
+
+    If its state travels `apart`, it is left out.
+    """
     captured = local.captured
     assert isinstance(captured, Captured)
     plain = {
         "format": FORMAT,
         "node": local.node,
         "id": tuple(local.snapshot_id),
-        "state": captured.state,
+        "state": None if apart else captured.state,
         "timers": [tuple(timer) for timer in captured.timers],
         "random": captured.random,
         "passive": captured.passive,
@@ -88,11 +119,15 @@ def pack(local: LocalSnapshot) -> bytes:
     return _PLAIN.encode(plain, where=f"the local snapshot of {local.node}")
 
 
-def unpack(data: bytes) -> LocalSnapshot:
+def unpack(data: bytes, state: bytes | StoredState | None = None) -> LocalSnapshot:
     """Read what `pack` made.
 
+    Args:
+        data: What `pack` returned.
+        state: That which travelled apart, if it did.
+
     Raises:
-        CodecError: The bytes are none, or of another format.
+        CodecError: The bytes are none, or of another format; or there are two states, or there is none.
     """
     plain = _PLAIN.decode(data)
     if type(plain) is not dict:
@@ -104,8 +139,10 @@ def unpack(data: bytes) -> LocalSnapshot:
         # Here and not in whoever trips over it: bytes may be damaged and still make a value.
         if name not in plain or not _fits(plain[name], shape):
             raise CodecError(f"not a local snapshot: something is wrong with its {name!r}")
+    if (plain["state"] is None) is (state is None):
+        raise CodecError("not a local snapshot: its state is " + ("left out" if state is None else "there twice"))
     captured = Captured(
-        plain["state"],
+        plain["state"] if state is None else state,
         tuple(Timer(*timer) for timer in plain["timers"]),
         plain["random"],
         plain["passive"],
@@ -149,8 +186,22 @@ class NodeSnapshot:
 
     @property
     def state(self) -> Any:
-        """The node's local state, decoded anew at every look: what is done to it changes nothing here."""
-        return self._codec.decode(self._captured.state)
+        """The node's local state, decoded anew at every look: what is done to it changes nothing here.
+
+        A large one is in a file, which is read for it: whoever needs several looks keeps what the first returned.
+
+        Raises:
+            CodecError: The file does not hold any more what was captured.
+        """
+        state = self._captured.state
+        assert not isinstance(state, UnfinishedState), "a snapshot is put together of finished parts"
+        return self._codec.decode(state if isinstance(state, bytes) else state.read())
+
+    @property
+    def stored(self) -> int | None:
+        """How many bytes of the state are in a file; None if it is in memory."""
+        state = self._captured.state
+        return state.size if isinstance(state, StoredState) else None
 
     def __repr__(self) -> str:
         return f"<NodeSnapshot {self.name}: {self.state!r}>"
@@ -226,6 +277,11 @@ class GlobalSnapshot:
     def in_flight(self) -> int:
         """How many messages were in flight at the cut, over all channels."""
         return sum(len(state.payloads) for local in self._locals.values() for state in local.channels.values())
+
+    @property
+    def stored(self) -> list[int]:
+        """The sizes of those states that are in files and not in memory."""
+        return [node.stored for node in self.nodes.values() if node.stored is not None]
 
     @property
     def terminated(self) -> bool:

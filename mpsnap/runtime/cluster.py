@@ -40,7 +40,7 @@ from mpsnap.core.events import (
 )
 from mpsnap.core.program import NodeSpec, Program, assign
 from mpsnap.core.protocol import SnapshotId
-from mpsnap.core.snapshot import GlobalSnapshot, Invariant, check_invariants
+from mpsnap.core.snapshot import MOST_STORED, GlobalSnapshot, Invariant, check_invariants
 from mpsnap.core.topology import Topology, parse_topology
 from mpsnap.runtime.incarnation import EXIT_NO_MAIN_GUARD
 from mpsnap.runtime.supervisor import SNAPSHOT_SECONDS, STOP_SECONDS, WINDOW, Supervisor
@@ -50,8 +50,8 @@ T = TypeVar("T")
 #: Where a cluster says what nobody asked for: what nodes log, and snapshots that were abandoned.
 LOGGER = logging.getLogger("mpsnap")
 
-#: Snapshots that `Cluster.snapshots` keeps.
-KEPT = 100
+#: Snapshots that `Cluster.snapshots` keeps, and how large their states in files may be, all together.
+KEPT, KEPT_BYTES = 100, 4 << 30
 #: How long the pump sleeps when it has nothing to do; requests ring a bell.
 _IDLE_SECONDS = 60.0
 #: How long a caller waits for the thread to give its last descriptors back.
@@ -79,6 +79,7 @@ class Cluster:
         invariants: Functions of a `GlobalSnapshot`, checked on every one; one that is false or raises ends the cluster.
         window: Messages of one channel that may be sent and not taken before its sender pauses.
         allow_threads: Permit "fork" although other threads run.
+        fork_captures: Let a node with a large state fork at the cut, so that it can go on while a child encodes it.
 
     Raises:
         InputError: What was asked for cannot be done; nothing was started.
@@ -102,6 +103,7 @@ class Cluster:
         invariants: Iterable[Invariant] = (),
         window: int = WINDOW,
         allow_threads: bool = False,
+        fork_captures: bool = True,
     ) -> None:
         _refuse_to_start_in_a_node()
         if snapshot_every is not None and not snapshot_every > 0:
@@ -118,6 +120,7 @@ class Cluster:
             snapshot_timeout=snapshot_timeout,
             until_terminated=not any(program.load().endless for program in programs.values()),
             allow_threads=allow_threads,
+            fork_captures=fork_captures,
         )
         _refuse_what_a_session_cannot_ship(programs, self._supervisor.start_method)
         self._every = snapshot_every
@@ -245,7 +248,7 @@ class Cluster:
 
     @property
     def snapshots(self) -> list[GlobalSnapshot]:
-        """The newest snapshots, at most 100, in the order in which they completed."""
+        """The newest snapshots, in the order in which they completed: at most 100, with 64 large states of 4 GB."""
         return list(self._kept)
 
     @property
@@ -395,7 +398,7 @@ class Cluster:
 
     def _complete(self, snapshot: GlobalSnapshot) -> None:
         self._periodic = None if snapshot.id == self._periodic else self._periodic
-        self._kept.append(snapshot)
+        self._keep(snapshot)
         future = self._awaited.pop(snapshot.id, None)
         try:
             check_invariants(snapshot, self._invariants)
@@ -407,6 +410,13 @@ class Cluster:
             return
         if future is not None:
             future.set_result(snapshot)
+
+    def _keep(self, snapshot: GlobalSnapshot) -> None:
+        self._kept.append(snapshot)
+        if snapshot.stored:
+            sizes = [size for kept in self._kept for size in kept.stored]
+            while len(self._kept) > 1 and (len(sizes) > MOST_STORED or sum(sizes) > KEPT_BYTES):
+                del sizes[: len(self._kept.popleft().stored)]
 
     def _abandon(self, event: SnapshotAbandoned) -> None:
         self._periodic = None if event.snapshot_id == self._periodic else self._periodic

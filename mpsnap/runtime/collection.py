@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from mpsnap.core.codec import Codec
 from mpsnap.core.errors import MpsnapError, ProtocolError, SnapshotError
 from mpsnap.core.protocol import LocalSnapshot, SnapshotId
-from mpsnap.core.snapshot import GlobalSnapshot
+from mpsnap.core.snapshot import Captured, GlobalSnapshot, StoredState
 from mpsnap.core.topology import Topology
 
 #: Names of nodes or channels that one error lists before it counts the rest.
@@ -39,9 +39,10 @@ class Collection:
         self.timeout = timeout
         #: Parts that have come in, by node.
         self.parts: dict[str, LocalSnapshot] = {}
-        #: When it was given up: the sources whose marker each node still awaited, None if it had not recorded.
         #: How many commands had been given to nodes when it began.
         self.disturbances = 0
+        #: When it was given up: the sources whose marker each node still awaited, None if it had not recorded, and an
+        #: empty tuple if only its state was missing.
         self.answers: dict[str, tuple[str, ...] | None] = {}
 
     def add(self, local: LocalSnapshot) -> None:
@@ -53,6 +54,12 @@ class Collection:
         if local.node in self.parts:
             raise ProtocolError(f"second report for snapshot {self.id}", where=local.node)
         self.parts[local.node] = local
+
+    def drop(self) -> None:
+        """Give up the files of its states: nobody will look at them."""
+        for part in self.parts.values():
+            if isinstance(part.captured, Captured) and isinstance(part.captured.state, StoredState):
+                part.captured.state.close()
 
     def missing(self, topology: Topology) -> tuple[str, ...]:
         """Return the nodes that have not reported."""
@@ -81,6 +88,8 @@ class Collection:
             awaited = self.answers[node]
             if awaited is None:
                 reasons.append(f"{node} has not recorded")
+            elif not awaited:
+                reasons.append(f"{node} is still encoding its state")
             else:
                 reasons.append(f"{node} awaits the marker on {_some([f'{src}->{node}' for src in awaited])}")
         # Those that do not answer come first: they are why the others wait.

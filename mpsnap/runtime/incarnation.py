@@ -68,6 +68,7 @@ class Incarnation:
         seed: Of the run.
         window: Messages of one channel that may be sent and not taken before its sender pauses.
         journals: Where each node keeps its journal; empty for none.
+        fork_captures: Whether nodes with large states fork at the cut.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Incarnation:
         seed: int,
         window: int,
         journals: Mapping[str, JournalSpec],
+        fork_captures: bool,
     ) -> None:
         self.number = number
         self.topology = topology
@@ -92,6 +94,7 @@ class Incarnation:
         self._control: dict[str, tuple[Connection, Connection]] = {}
         self._life: dict[str, tuple[Connection, Connection]] = {}
         self._journals = journals
+        self._fork_captures = fork_captures
         self._closed = False
         lifeline.forget_in_children(self)
         _living.add(self)
@@ -133,6 +136,7 @@ class Incarnation:
             seed=seed,
             window=window,
             journal=self._journals.get(node),
+            fork_captures=self._fork_captures,
         )
         forked = self._context.get_start_method() == "fork"
         release = (lambda: self._release_for(node)) if forked else None

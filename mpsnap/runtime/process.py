@@ -21,30 +21,30 @@ import os
 import select
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from hashlib import sha256
 from multiprocessing.connection import Connection
 from multiprocessing.queues import Queue
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn
 
 from mpsnap.core.blame import blame
 from mpsnap.core.errors import ClusterError, MpsnapError, SnapshotError, one_line
 from mpsnap.core.journal import JournaledCore
-from mpsnap.core.nodecore import Driver, NodeCore
+from mpsnap.core.nodecore import Driver, Encode, NodeCore
 from mpsnap.core.program import Program, codec_of, load_node_class
 from mpsnap.core.protocol import LocalSnapshot, Marker, Outbox, SnapshotId
-from mpsnap.core.snapshot import pack
+from mpsnap.core.snapshot import Captured, UnfinishedState, pack
 from mpsnap.core.topology import Channel
 from mpsnap.runtime import lifeline
 from mpsnap.runtime.board import Board
+from mpsnap.runtime.capture import Captures, Encoding
 from mpsnap.runtime.channel import QueueReceiver, QueueSender, close_reader, writer_fd
 from mpsnap.runtime.frames import FrameReader, FrameWriter
 from mpsnap.runtime.journal import FileJournal, JournalSpec
 from mpsnap.runtime.outbound import Outbound
+from mpsnap.runtime.staging import STAGING_BYTES, Staging
 
 #: How long hooks run before items are looked at again; a marker waits this long and one hook at most (`NodeCore.run`).
 TURN_SECONDS = 0.001
@@ -54,8 +54,6 @@ SLOW_SECONDS = 0.002
 WINDOW_POLL_SECONDS = 0.001
 #: Bytes of records and reports that may wait for the supervisor before hooks pause.
 RESULT_BACKLOG_BYTES = 1 << 20
-#: A report above this size travels as a file.
-STAGING_BYTES = 1 << 20
 #: How long a failing node tries to get its last words out.
 LAST_WORDS_SECONDS = 2.0
 
@@ -84,6 +82,7 @@ class NodeSpec:
     seed: int
     window: int
     journal: JournalSpec | None
+    fork_captures: bool
 
 
 def node_main(spec: NodeSpec, release: Callable[[], None] | None) -> NoReturn:
@@ -117,19 +116,18 @@ class NodeProcess(Driver):
         self._senders = {dst: QueueSender(queue) for dst, queue in spec.outbound.items()}
         self._taken_slots = {src: spec.board.taken_slot(Channel(src, spec.name)) for src in self._receivers}
         self._outbound: Outbound
+        self._staging = Staging()
         self._control = FrameReader(spec.control.fileno())
         self._on_note: dict[object, Callable[..., None]] = {
             "go": self._on_go,
             "trigger": self._on_trigger,
             "abandon": self._on_abandon,
             "command": self._on_command,
-            "release": self._on_release,
+            "release": self._staging.release,
             "stop": self._on_stop,
         }
         close_reader(spec.results)
         self._results = FrameWriter(writer_fd(spec.results))
-        #: Reports that the supervisor has not read yet, by the descriptor of their file.
-        self._staged: dict[int, IO[bytes]] = {}
         self._journal: FileJournal | None = None
         self._phase = ""
         #: By hook, whether it ran long the last time: then what it sends is not kept waiting.
@@ -141,6 +139,9 @@ class NodeProcess(Driver):
         self._on_readable: dict[int, Callable[[], None]] = {}
         #: Descriptors whose writability is waited for.
         self._awaited: set[int] = set()
+        self._captures = Captures(
+            spec.name, spec.fork_captures, watch=self._register, unwatch=self._unregister, ended=self._on_encoded
+        )
 
     # -------------------------------------------------------------------- life
 
@@ -206,6 +207,8 @@ class NodeProcess(Driver):
         return outbound
 
     def _leave(self) -> None:
+        # Whatever is still being encoded, its snapshot was lost when the stop was asked for.
+        self._captures.close()
         self._core.stop()
         self._outbound.flush(all_of_it=True)
         self._publish_counts()
@@ -227,6 +230,7 @@ class NodeProcess(Driver):
                 # The board may still say what ran before: it is not written to after each hook.
                 self.phase(self._core.hook)
             self._tell("failed", self._phase_in_words(), *blame(error))
+            self._captures.close()
             self._drain_results(LAST_WORDS_SECONDS)
         finally:
             os._exit(EXIT_FAILED)
@@ -246,6 +250,10 @@ class NodeProcess(Driver):
     def _register(self, fd: int, act: Callable[[], None]) -> None:
         self._on_readable[fd] = act
         self._epoll.register(fd, select.EPOLLIN)
+
+    def _unregister(self, fd: int) -> None:
+        del self._on_readable[fd]
+        self._epoll.unregister(fd)
 
     def _wait(self) -> None:
         timeout = self._timeout()
@@ -349,16 +357,21 @@ class NodeProcess(Driver):
 
     def _on_abandon(self, snapshot_id: str) -> None:
         awaited = self._core.abandon(SnapshotId.parse(snapshot_id))
+        if self._captures.abandon(SnapshotId.parse(snapshot_id)) and awaited is None:
+            awaited = ()
         self._tell("abandoned", snapshot_id, awaited)
 
     def _on_command(self, ticket: int, command: bytes) -> None:
         self._core.command(ticket, command)
 
-    def _on_release(self, fd: int) -> None:
-        self._staged.pop(fd).close()
-
     def _on_stop(self) -> None:
         self._stopping = True
+
+    def _on_encoded(self, encoding: Encoding) -> None:
+        if encoding.error is not None:
+            self._core.refuse(encoding.snapshot_id, encoding.error)
+        elif encoding.local is not None:
+            self.report(encoding.local)
 
     # ------------------------------------------------------------------ output
 
@@ -379,18 +392,28 @@ class NodeProcess(Driver):
     def initiated(self, snapshot_id: SnapshotId) -> None:
         self._tell("initiated", str(snapshot_id))
 
+    def fix(self, snapshot_id: SnapshotId | None, encode: Encode) -> bytes | UnfinishedState:
+        return self._captures.fix(snapshot_id, encode)
+
     def report(self, local: LocalSnapshot) -> None:
-        data = pack(local)
-        if len(data) <= STAGING_BYTES:
-            self._tell("report", str(local.snapshot_id), data)
+        captured = local.captured
+        assert isinstance(captured, Captured)
+        state, staged = captured.state, None
+        if isinstance(state, Encoding) and state.receipt is None:
+            state.local = local  # `_on_encoded` comes back with it.
             return
         try:
-            file = _stage(data)
+            if isinstance(state, Encoding):
+                staged = self._staging.hold(*self._captures.release(state))
+            elif isinstance(state, bytes) and len(state) > STAGING_BYTES:
+                staged = self._staging.put(state)
+            rest = pack(local, apart=staged is not None)
+            self._tell("report", str(local.snapshot_id), self._staging.put_if_large(rest), staged)
         except OSError as error:
-            self.refused(local.snapshot_id, SnapshotError(f"staging its state failed: {error}", where=self._spec.name))
-            return
-        self._staged[file.fileno()] = file
-        self._tell("staged", str(local.snapshot_id), file.fileno(), len(data), sha256(data).digest())
+            if staged is not None:
+                self._staging.release(staged[0])
+            why = SnapshotError(f"staging its state failed: {error}", where=self._spec.name)
+            self._core.refuse(local.snapshot_id, why)
 
     def refused(self, snapshot_id: SnapshotId, error: MpsnapError) -> None:
         blamed = blame(error)
@@ -411,17 +434,3 @@ class NodeProcess(Driver):
             self._view.phase(phase)
             if self._running:
                 self._outbound.eager = self._slow.get(phase, True)
-
-
-def _stage(data: bytes) -> IO[bytes]:
-    # A file without a name: whoever dies, nothing is left lying about. The supervisor opens it through /proc. Without
-    # a buffer too, for closing one whose disk is full would fail once more.
-    file = tempfile.TemporaryFile(prefix="mpsnap-", buffering=0)  # noqa: SIM115 - open until the supervisor has read it
-    try:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[file.write(rest) :]
-    except OSError:
-        file.close()
-        raise
-    return file

@@ -19,7 +19,7 @@ from mpsnap.core.codec import Codec
 from mpsnap.core.errors import ConsistencyError, MpsnapError, SnapshotError
 from mpsnap.core.events import Event, Initiated, SnapshotAbandoned, SnapshotCompleted, SnapshotInitiated
 from mpsnap.core.protocol import FinishedIds, SnapshotId
-from mpsnap.core.snapshot import GlobalSnapshot, unpack
+from mpsnap.core.snapshot import GlobalSnapshot, StoredState, unpack
 from mpsnap.core.topology import Topology
 from mpsnap.runtime.collection import Collection
 from mpsnap.runtime.deadlines import Deadlines
@@ -142,13 +142,15 @@ class Snapshots:
         self._find(snapshot_id)
         self._happened(Initiated(node, SnapshotId.parse(snapshot_id)))
 
-    def report(self, node: str, snapshot_id: str, data: bytes) -> None:
-        """A node's part is complete."""
+    def report(self, node: str, snapshot_id: str, data: bytes, state: bytes | StoredState | None) -> None:
+        """A node's part is complete; `state` is what came apart from `data`, if anything did."""
         collection = self._find(snapshot_id)
         if collection is not None:
-            collection.add(unpack(data))
+            collection.add(unpack(data, state))
             if not collection.missing(self._topology):
                 self._complete(collection)
+        elif isinstance(state, StoredState):
+            state.close()
 
     def refused(
         self, node: str, snapshot_id: str, what: str, where: str | None = None, hint: str | None = None
@@ -159,7 +161,10 @@ class Snapshots:
             self.abandon(collection, SnapshotError(f"snapshot {collection}: {what}", where=where or node, hint=hint))
 
     def abandoned(self, node: str, snapshot_id: str, awaited: tuple[str, ...] | None) -> None:
-        """A node has given a snapshot up and says which sources it still awaited, None if it had not recorded."""
+        """A node has given a snapshot up and says which sources it still awaited, None if it had not recorded.
+
+        With none left to await, it was still encoding its state.
+        """
         collection = self._open.get(SnapshotId.parse(snapshot_id))
         if collection is not None:
             collection.answers[node] = awaited
@@ -225,6 +230,7 @@ class Snapshots:
         self._finished.add(collection.id)
         self._deadlines.cancel(collection.id)
         if error is not None:
+            collection.drop()
             self._happened(SnapshotAbandoned(collection.number, collection.id, error))
             if collection.number is None and self._probing:
                 self._deadlines.set("probe", PROBE_SECONDS[1], self._probe)

@@ -23,11 +23,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from hashlib import sha256
 from typing import Any
 
 from mpsnap.core.blame import Blame, node_error
-from mpsnap.core.errors import ClusterDeadlock, ClusterError, InputError, MpsnapError, NodeError
+from mpsnap.core.errors import ClusterDeadlock, ClusterError, CodecError, InputError, MpsnapError, NodeError
 from mpsnap.core.events import (
     ClusterStarted,
     ClusterStopped,
@@ -47,6 +46,7 @@ from mpsnap.runtime.frames import Note
 from mpsnap.runtime.incarnation import Incarnation
 from mpsnap.runtime.journal import JournalSpec
 from mpsnap.runtime.snapshots import Snapshots
+from mpsnap.runtime.staging import StagedFile, Ticket, receive
 
 #: How long nodes may take to import their code and run `setup`.
 READY_SECONDS = 60.0
@@ -72,6 +72,7 @@ class Supervisor:
         until_terminated: Probe for a cut that proves termination, see `terminated`.
         allow_threads: Permit fork although other threads run.
         incarnation: Part of every snapshot id.
+        fork_captures: Let a node with a large state fork at the cut, so that it can go on while a child encodes it.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Supervisor:
         allow_threads: bool = False,
         incarnation: int = 0,
         journals: Mapping[str, JournalSpec] | None = None,
+        fork_captures: bool = True,
     ) -> None:
         self.topology = topology
         self.seed = seed
@@ -104,6 +106,7 @@ class Supervisor:
         self._programs = programs
         self._window = window
         self._journals = journals or {}
+        self._fork_captures = fork_captures
         self._until_terminated = until_terminated
         self._incarnation_number = incarnation
         self._incarnation: Incarnation | None = None
@@ -141,8 +144,7 @@ class Supervisor:
             "failed": self._on_failed,
             "stopped": self._on_stopped,
             "initiated": self._snapshots.initiated,
-            "report": self._snapshots.report,
-            "staged": self._on_staged,
+            "report": self._on_report,
             "refused": self._snapshots.refused,
             "abandoned": self._snapshots.abandoned,
             "blocked": self._on_blocked,
@@ -234,6 +236,7 @@ class Supervisor:
                 seed=self.seed,
                 window=self._window,
                 journals=self._journals,
+                fork_captures=self._fork_captures,
             )
             if self.ended:
                 # A signal handler or another thread has stopped it meanwhile, and could not know of the processes yet.
@@ -475,18 +478,21 @@ class Supervisor:
 
     # -------------------------------------------------------------- what nodes say
 
-    def _on_staged(self, node: str, snapshot_id: str, fd: int, size: int, digest: bytes) -> None:
+    def _on_report(self, node: str, snapshot_id: str, rest: bytes | Ticket, state: Ticket | None) -> None:
         try:
-            with open(f"/proc/{self._nodes[node].pid}/fd/{fd}", "rb") as file:
-                data = file.read()
-        except OSError as error:
+            opened = None if state is None else self._open(node, state)
+            packed = rest if isinstance(rest, bytes) else self._open(node, rest)
+            data = packed if isinstance(packed, bytes) else packed.read()
+        except (OSError, CodecError) as error:
             self._snapshots.refused(node, snapshot_id, f"its staged part cannot be read: {error}")
             return
-        self._tell(node, "release", fd)
-        if len(data) == size and sha256(data).digest() == digest:
-            self._snapshots.report(node, snapshot_id, data)
-        else:
-            self._snapshots.refused(node, snapshot_id, "its staged part was changed on the way")
+        self._snapshots.report(node, snapshot_id, data, opened)
+
+    def _open(self, node: str, ticket: Ticket) -> bytes | StagedFile:
+        try:
+            return receive(self._nodes[node].pid, ticket)
+        finally:
+            self._tell(node, "release", ticket[0])
 
     def _on_blocked(self, node: str, now: float, full_since: dict[str, float]) -> None:
         try:

@@ -51,14 +51,14 @@ def error_document(error: MpsnapError | None) -> dict[str, str | None] | None:
 
 def run_document(
     run: Mapping[str, Any],
-    snapshots: Iterable[GlobalSnapshot],
+    snapshots: Iterable[Mapping[str, Any]],
     outputs: Iterable[tuple[str, int, object]],
     error: MpsnapError | None,
 ) -> dict[str, Any]:
-    """Return a whole run: what was run, its snapshots, what its nodes emitted, and why it failed if it did."""
+    """Return a whole run: what was run, the documents of its snapshots, what nodes emitted, and why it failed if so."""
     return {
         "run": dict(run),
-        "snapshots": [snapshot_document(snapshot) for snapshot in snapshots],
+        "snapshots": list(snapshots),
         "outputs": [output_document(*output) for output in outputs],
         "error": error_document(error),
     }

@@ -48,7 +48,8 @@ def _nodes(drawing: Diagram, cut: Cut | None) -> Iterator[str]:
         if cut is None:
             told = f"{sent[lane]} sent, {received[lane]} received"
         elif lane in cut.recorded:
-            told = brief(drawing.points[cut.recorded[lane]].entry.detail.get("state"), _STATE)
+            detail = drawing.points[cut.recorded[lane]].entry.detail
+            told = brief(detail["state"], _STATE) if "state" in detail else "recorded"
             if name in cut.initiators:
                 more = ', color="#a8116f", penwidth=2'
         else:

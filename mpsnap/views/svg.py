@@ -336,8 +336,9 @@ class _Picture:
         self._taken += [Box(x - 7, y - 7, x + 7, y + 7) for x, y in line]
         self._taken += [Box(x - 5, y - 5, x + 5, y + 5) for _, x, y in crossings]
         for (_, rank), (x, y) in list(zip(recorded, line, strict=True))[:_LABELS]:
-            state = self._drawing.points[rank].entry.detail.get("state")
-            self._chip(x, y, brief(state, 26), ((9, -20), (-9, -20), (9, 8), (-9, 8)), force=True)
+            detail = self._drawing.points[rank].entry.detail
+            state = brief(detail["state"], 26) if "state" in detail else "recorded"
+            self._chip(x, y, state, ((9, -20), (-9, -20), (9, 8), (-9, 8)), force=True)
         for arrow, x, y in crossings[:_LABELS]:
             if arrow.sent is not None:
                 payload = brief(self._drawing.points[arrow.sent].entry.detail.get("payload"), 18)

@@ -80,7 +80,8 @@ def described(entry: Entry, names: Mapping[str, str], payload: object = None, wi
     elif event in ("marker sent", "marker received"):
         text = f"{event}, {snapshot}, " + (f"to {detail['to']}" if event == "marker sent" else f"from {detail['from']}")
     elif event == "recorded":
-        text = f"recorded, {snapshot}: {brief(detail.get('state'), width)}"
+        # Of a large state the log may say nothing: it was still being encoded.
+        text = f"recorded, {snapshot}" + (f": {brief(detail['state'], width)}" if "state" in detail else "")
     elif event == "closed":
         text = f"closed the channel from {detail['from']}, {snapshot}"
     elif event == "reported":

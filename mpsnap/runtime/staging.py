@@ -1,0 +1,169 @@
+"""Files for what is too large for a pipe: states, above all, on their way to the supervisor and from then on.
+
+This module owns these files: how a node fills one, how the supervisor opens it, how it is read. It must not know when
+or by whom a state is encoded.
+
+A file has no name: whoever dies, nothing is left lying about. The node tells a descriptor's number, the size and a
+digest; the supervisor opens the same file through /proc/PID/fd. A state stays there, and is read when somebody looks
+at it: a supervisor of many large nodes has no room for all their states, and hardly any of them is looked at.
+
+Rules a maintainer keeps:
+
+- The size is checked when a file is opened, the digest at every reading, whole, before a byte is believed. Checked at
+  its arrival, a gigabyte would stop the supervisor for a second, and prove nothing of what is read an hour later.
+- Reading moves no offset: several threads may look at one snapshot.
+- An open file is a descriptor, and those are few: who keeps many snapshots closes some.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import weakref
+from hashlib import sha256
+from typing import IO, NamedTuple
+
+from mpsnap.core.errors import CodecError
+from mpsnap.core.snapshot import StoredState
+
+#: What is larger travels as a file: in frames of 4 KiB it would take longer, and the node would be slow to write it.
+STAGING_BYTES = 1 << 20
+#: How much is hashed and written at a time.
+_CHUNK_BYTES = 1 << 20
+
+#: How a node tells where a file is: its descriptor there, and the receipt; plain data.
+Ticket = tuple[int, int, bytes]
+
+
+class Receipt(NamedTuple):
+    """Say what is in a file: how many bytes, and their digest."""
+
+    size: int
+    digest: bytes
+
+
+def open_unnamed() -> IO[bytes]:
+    """Return a new file without a name, in the folder for temporary ones.
+
+    Raises:
+        OSError: There is no room for one.
+    """
+    # Without a buffer, for closing one whose disk is full would fail once more.
+    return tempfile.TemporaryFile(prefix="mpsnap-", buffering=0)
+
+
+def fill(file: IO[bytes], data: bytes | memoryview) -> Receipt:
+    """Write `data` into a file and return the receipt for it.
+
+    Raises:
+        OSError: The disk is full, for one.
+    """
+    digest = sha256()
+    view = memoryview(data)
+    for at in range(0, len(view), _CHUNK_BYTES):
+        chunk = view[at : at + _CHUNK_BYTES]
+        digest.update(chunk)
+        while chunk:
+            chunk = chunk[file.write(chunk) :]
+    return Receipt(len(view), digest.digest())
+
+
+class Staging:
+    """Hold what a node has staged, until the supervisor has opened it."""
+
+    def __init__(self) -> None:
+        self._files: dict[int, IO[bytes]] = {}
+
+    def put(self, data: bytes) -> Ticket:
+        """Write `data` into a new file.
+
+        Raises:
+            OSError: There is no room for it.
+        """
+        file = open_unnamed()
+        try:
+            return self.hold(file, fill(file, data))
+        except OSError:
+            file.close()
+            raise
+
+    def put_if_large(self, data: bytes) -> bytes | Ticket:
+        """Return what a note can hold: `data`, or where it is; raises as `put`."""
+        return data if len(data) <= STAGING_BYTES else self.put(data)
+
+    def hold(self, file: IO[bytes], receipt: Receipt) -> Ticket:
+        """Take a file that is filled."""
+        self._files[file.fileno()] = file
+        return file.fileno(), receipt.size, receipt.digest
+
+    def release(self, fd: int) -> None:
+        """Close a file that was opened elsewhere by now."""
+        self._files.pop(fd).close()
+
+
+class StagedFile(StoredState):
+    """Hold a file that somebody else has filled; its descriptor is given back with the last reference to this.
+
+    A copy is the same file. A pickle holds the bytes themselves, since a descriptor means nothing elsewhere.
+    """
+
+    def __init__(self, path: str, receipt: Receipt) -> None:
+        """Open it.
+
+        Raises:
+            OSError: It is not there.
+            CodecError: It has another size than the receipt says.
+        """
+        self._receipt = receipt
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._closing = weakref.finalize(self, os.close, self._fd)
+        size = os.fstat(self._fd).st_size
+        if size != receipt.size:
+            self.close()
+            raise CodecError(f"{size} bytes are in a file that was filled with {receipt.size}")
+
+    @property
+    def size(self) -> int:
+        """How many bytes it holds."""
+        return self._receipt.size
+
+    def read(self) -> bytes:
+        """Return all of it; see `StoredState`."""
+        if not self._closing.alive:
+            # Its number may be another file's by now.
+            raise CodecError("the file of a state is read after its snapshot was given up")
+        with open(f"/proc/self/fd/{self._fd}", "rb", buffering=0) as file:
+            data: bytes = file.read()
+        if Receipt(len(data), sha256(data).digest()) != self._receipt:
+            raise CodecError(f"the file of a state, {self.size} bytes, does not hold any more what was captured")
+        return data
+
+    def close(self) -> None:
+        """Give the descriptor back; whoever reads now is told."""
+        self._closing()
+
+    def __copy__(self) -> StagedFile:
+        return self
+
+    def __deepcopy__(self, memo: object) -> StagedFile:
+        return self
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return bytes, (self.read(),)
+
+
+def receive(pid: int, ticket: Ticket) -> bytes | StagedFile:
+    """Open what the node with this pid has staged; return the bytes of what is not large, and the file of the rest.
+
+    Raises:
+        OSError: It is not there: the node is dead, or there are no descriptors left here.
+        CodecError: It is not what the ticket says.
+    """
+    fd, size, digest = ticket
+    file = StagedFile(f"/proc/{pid}/fd/{fd}", Receipt(size, digest))
+    if size > STAGING_BYTES:
+        return file
+    try:
+        return file.read()
+    finally:
+        file.close()
