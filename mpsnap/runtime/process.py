@@ -33,9 +33,10 @@ from mpsnap.core.blame import blame
 from mpsnap.core.errors import ClusterError, MpsnapError, SnapshotError, one_line
 from mpsnap.core.journal import JournaledCore
 from mpsnap.core.nodecore import Driver, Encode, NodeCore
+from mpsnap.core.part import pack
 from mpsnap.core.program import Program, codec_of, load_node_class
 from mpsnap.core.protocol import LocalSnapshot, Marker, Outbox, SnapshotId
-from mpsnap.core.snapshot import Captured, UnfinishedState, pack
+from mpsnap.core.snapshot import Captured, UnfinishedState
 from mpsnap.core.topology import Channel
 from mpsnap.runtime import lifeline
 from mpsnap.runtime.board import Board
