@@ -148,8 +148,8 @@ def cells(each: Row) -> tuple[str, ...]:
     notes = [f"{key} {_short(value)}" for key, value in each.notes.items()]
     return (
         each.name,
-        f"{each.value:.3g} {each.unit}" if each.measured and each.failed is None else missing,
-        f"{each.least:.3g} to {each.most:.3g}" if each.measured else "",
+        f"{_short(each.value, 3)} {each.unit}" if each.measured and each.failed is None else missing,
+        f"{_short(each.least, 3)} to {_short(each.most, 3)}" if each.measured else "",
         "" if each.floor is None else f"{each.sense} {each.floor:g}",
         verdict[each.meets(each.floor)],
         "" if each.goal is None else f"{each.goal:g}",
@@ -163,8 +163,10 @@ def table(rows: Sequence[Row]) -> str:
     return tabulate([cells(each) for each in rows], headers=HEADERS, disable_numparse=True)
 
 
-def _short(value: object) -> str:
-    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+def _short(value: object, digits: int = 4) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def options(prog: str, description: str | None) -> argparse.ArgumentParser:

@@ -3,15 +3,11 @@
 The latency of a snapshot is the time from the wish until it is merged, proven and in the hands of whoever wished it; a
 figure for a round is the median over as many as fit into the round's seconds, taken one after the other. Every snapshot
 is verified, and at the end of a run every message is accounted for.
-
-`plot` draws the two rows of growth, if matplotlib is there.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
-import importlib.util
 import math
 import multiprocessing
 import os
@@ -21,7 +17,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from multiprocessing.queues import Queue
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.measure import Benchmark, Row, Scale, main, ratio, row
@@ -418,34 +413,6 @@ def _growth(kind: str, sizes: Sequence[int], unit: str, units: Callable[[int], i
     name = f"latency per {unit}, {kind}:{sizes[-1]} over {kind}:{BIG_ENOUGH}"
     pairs = ((latencies[-1] / large, latencies[first] / small) for latencies in rounds)
     yield ratio(name, pairs, sense="at most", floor=2)
-
-
-def plot(rows: Iterable[Row], folder: Path) -> Path | None:
-    """Draw the rows of growth into `folder/snapshots.svg`, two panels; None without such rows or without matplotlib."""
-    panels = {unit: _points(rows, f"{unit}s") for rows in [list(rows)] for unit in ("channel", "hop")}
-    if importlib.util.find_spec("matplotlib") is None or not any(panels.values()):
-        return None
-    figure: Any = importlib.import_module("matplotlib.figure").Figure(figsize=(9, 3.6), layout="constrained")
-    for axes, (unit, points) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-        if not points:
-            continue
-        xs, medians, least, most = zip(*points, strict=True)
-        axes.fill_between(xs, least, most, alpha=0.25, label="range of the rounds")
-        axes.plot(xs, medians, "o-", label="median")
-        at = min(1, len(xs) - 1)
-        line = [medians[at] * x / xs[at] for x in xs]
-        axes.plot(xs, line, "--", color="gray", label=f"as much per {unit} as at {xs[at]}")
-        axes.set(xscale="log", yscale="log", xlabel=f"{unit}s", ylabel="ms", title=f"Idle snapshot against {unit}s")
-        axes.set_xticks(xs, [f"{x:,}" for x in xs])
-        axes.minorticks_off()
-        axes.legend()
-    path = folder / "snapshots.svg"
-    figure.savefig(path)
-    return path
-
-
-def _points(rows: Iterable[Row], unit: str) -> list[tuple[int, float, float, float]]:
-    return sorted((each.notes[unit], each.value, each.least, each.most) for each in rows if unit in each.notes)
 
 
 BENCHMARKS: tuple[Benchmark, ...] = (

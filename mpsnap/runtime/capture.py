@@ -5,7 +5,7 @@ beyond their ids, nor who collects them.
 
 A fork copies page tables and no pages: it takes milliseconds for a gigabyte, and from that moment on the child sees the
 memory of the cut, whatever the node does to it. The child encodes the state, writes it into a file that was opened
-before, tells its node size and digest through a pipe of its own, and is gone.
+before, tells its node size and checksum through a pipe of its own, and is gone.
 
 Rules a maintainer keeps:
 
@@ -43,8 +43,8 @@ LEAST_SECONDS = 0.005
 #: How many times longer than the fork a capture in place has to take: a child also costs the node page faults
 #: afterwards, and the machine the time of another processor.
 LEAST_FACTOR = 4
-#: What a file takes in place, where it is filled when the node reports: the digest above all.
-STAGING_SECONDS_PER_BYTE = 3e-9
+#: What a file takes in place, where it is filled when the node reports.
+STAGING_SECONDS_PER_BYTE = 1e-9
 #: Memory that came since the last capture is taken for state of the kind that is encoded fastest, a gigabyte in a
 #: second, and then goes to a file; less than that much of it (messages that wait, an import) is taken for nothing.
 GROWTH_SECONDS_PER_BYTE = 1e-9 + STAGING_SECONDS_PER_BYTE
@@ -218,9 +218,9 @@ class Captures:
             what, where, hint = content
             self._fail(encoding, SnapshotError(what, where=where, hint=hint))
             return
-        seconds, size, digest = content
+        seconds, size, checksum = content
         self._costs.captured(seconds, encoding.resident)
-        encoding.receipt = Receipt(size, digest)
+        encoding.receipt = Receipt(size, checksum)
         self._ended(encoding)
 
     def _fail(self, encoding: Encoding, error: SnapshotError) -> None:

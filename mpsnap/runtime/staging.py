@@ -4,12 +4,12 @@ This module owns these files: how a node fills one, how the supervisor opens it,
 or by whom a state is encoded.
 
 A file has no name: whoever dies, nothing is left lying about. The node tells a descriptor's number, the size and a
-digest; the supervisor opens the same file through /proc/PID/fd. A state stays there, and is read when somebody looks
+checksum; the supervisor opens the same file through /proc/PID/fd. A state stays there, and is read when somebody looks
 at it: a supervisor of many large nodes has no room for all their states, and hardly any of them is looked at.
 
 Rules a maintainer keeps:
 
-- The size is checked when a file is opened, the digest at every reading, whole, before a byte is believed. Checked at
+- The size is checked when a file is opened, the checksum at every reading, whole, before a byte is believed. Checked at
   its arrival, a gigabyte would stop the supervisor for a second, and prove nothing of what is read an hour later.
 - Reading moves no offset: several threads may look at one snapshot.
 - An open file is a descriptor, and those are few: who keeps many snapshots closes some.
@@ -20,26 +20,32 @@ from __future__ import annotations
 import os
 import tempfile
 import weakref
-from hashlib import sha256
 from typing import IO, NamedTuple
+from zlib import crc32
 
 from mpsnap.core.errors import CodecError
 from mpsnap.core.snapshot import StoredState
 
-#: What is larger travels as a file: in frames of 4 KiB it would take longer, and the node would be slow to write it.
+#: A state that is larger stays in its file.
 STAGING_BYTES = 1 << 20
+#: What else is larger travels as a file: a pipe holds no more at a time, and a busy node fills it once a turn.
+PIPE_BYTES = 1 << 16
 #: How much is hashed and written at a time.
 _CHUNK_BYTES = 1 << 20
 
 #: How a node tells where a file is: its descriptor there, and the receipt; plain data.
-Ticket = tuple[int, int, bytes]
+Ticket = tuple[int, int, int]
 
 
 class Receipt(NamedTuple):
-    """Say what is in a file: how many bytes, and their digest."""
+    """Say what is in a file: how many bytes, and their checksum.
+
+    CRC-32 finds what a broken memory or disk does; against somebody who could write to this file, which has no name and
+    one owner, a digest would not help either, and it takes four times as long.
+    """
 
     size: int
-    digest: bytes
+    checksum: int
 
 
 def open_unnamed() -> IO[bytes]:
@@ -58,14 +64,14 @@ def fill(file: IO[bytes], data: bytes | memoryview) -> Receipt:
     Raises:
         OSError: The disk is full, for one.
     """
-    digest = sha256()
+    checksum = 0
     view = memoryview(data)
     for at in range(0, len(view), _CHUNK_BYTES):
         chunk = view[at : at + _CHUNK_BYTES]
-        digest.update(chunk)
+        checksum = crc32(chunk, checksum)
         while chunk:
             chunk = chunk[file.write(chunk) :]
-    return Receipt(len(view), digest.digest())
+    return Receipt(len(view), checksum)
 
 
 class Staging:
@@ -89,12 +95,12 @@ class Staging:
 
     def put_if_large(self, data: bytes) -> bytes | Ticket:
         """Return what a note can hold: `data`, or where it is; raises as `put`."""
-        return data if len(data) <= STAGING_BYTES else self.put(data)
+        return data if len(data) <= PIPE_BYTES else self.put(data)
 
     def hold(self, file: IO[bytes], receipt: Receipt) -> Ticket:
         """Take a file that is filled."""
         self._files[file.fileno()] = file
-        return file.fileno(), receipt.size, receipt.digest
+        return file.fileno(), receipt.size, receipt.checksum
 
     def release(self, fd: int) -> None:
         """Close a file that was opened elsewhere by now."""
@@ -134,7 +140,7 @@ class StagedFile(StoredState):
             raise CodecError("the file of a state is read after its snapshot was given up")
         with open(f"/proc/self/fd/{self._fd}", "rb", buffering=0) as file:
             data: bytes = file.read()
-        if Receipt(len(data), sha256(data).digest()) != self._receipt:
+        if Receipt(len(data), crc32(data)) != self._receipt:
             raise CodecError(f"the file of a state, {self.size} bytes, does not hold any more what was captured")
         return data
 
@@ -159,8 +165,8 @@ def receive(pid: int, ticket: Ticket) -> bytes | StagedFile:
         OSError: It is not there: the node is dead, or there are no descriptors left here.
         CodecError: It is not what the ticket says.
     """
-    fd, size, digest = ticket
-    file = StagedFile(f"/proc/{pid}/fd/{fd}", Receipt(size, digest))
+    fd, size, checksum = ticket
+    file = StagedFile(f"/proc/{pid}/fd/{fd}", Receipt(size, checksum))
     if size > STAGING_BYTES:
         return file
     try:
