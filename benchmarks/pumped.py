@@ -100,7 +100,7 @@ class Pumped:
         What a late snapshot has missed is not made up for: they must not come in bursts.
         """
         began = now = time.perf_counter()
-        end, due = began + seconds, began + every
+        end, due = began + seconds, began + every / 2
         under_way = 0
         done: list[GlobalSnapshot] = []
         while now < end or under_way:

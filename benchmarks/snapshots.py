@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from multiprocessing.queues import Queue
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.measure import Benchmark, Row, Scale, main, ratio, row
 from benchmarks.pumped import Pumped
@@ -32,6 +32,8 @@ from mpsnap import Context, GlobalSnapshot, Node
 OFTEN, NOW_AND_THEN = 40, 10
 #: What those rows run for at least: a rate takes more time than a latency.
 STEADY_SECONDS, QUICK_STEADY_SECONDS = 1.0, 0.25
+#: Stretches, of each kind, that make a round of throughput.
+STRETCHES = 10
 #: The moderate load: each node sends one message so often.
 PERIOD = 0.005
 #: The full load.
@@ -145,27 +147,46 @@ def _account_for_ticks(snapshot: GlobalSnapshot) -> None:
 
 
 def throughput(scale: Scale) -> Iterator[Row]:
-    """Messages a second with 10 snapshots a second, over the same cluster without, at full load."""
+    """Messages a second with 10 snapshots a second, over the same cluster without, at full load.
+
+    A round is many short stretches by turns: what else the machine does changes from one second to the next.
+    """
     name = f"throughput with {NOW_AND_THEN} snapshots/s, {LOADED}"
     with Pumped(LOADED, Forwarder, tokens=TOKENS) as cluster:
         _account_for_tokens(cluster.snapshot())
-        rounds = scale.turns(name, partial(_rate, cluster, scale, NOW_AND_THEN), partial(_rate, cluster, scale, 0))
+        rounds = [both for (both,) in scale.turns(name, partial(_stretches, cluster, scale))]
         _account_for_tokens(cluster.snapshot())
     notes = {
-        "messages/s without": statistics.median(calm for _, (calm, _) in rounds),
-        "snapshots/s": statistics.median(taken for (_, taken), _ in rounds),
+        "messages/s without": statistics.median(calm.rate for _, calm in rounds),
+        "snapshots/s": statistics.median(busy.snapshots for busy, _ in rounds),
     }
-    yield ratio(name, ((busy, calm) for (busy, _), (calm, _) in rounds), floor=0.9, goal=0.97, notes=notes)
+    yield ratio(name, ((busy.rate, calm.rate) for busy, calm in rounds), floor=0.9, goal=0.97, notes=notes)
 
 
-def _rate(cluster: Pumped, scale: Scale, often: int) -> tuple[float, float]:
-    """Return the messages taken and the snapshots of one second."""
+class Rates(NamedTuple):
+    """Hold the messages taken, and the snapshots, of one second."""
+
+    rate: float
+    snapshots: float
+
+
+def _stretches(cluster: Pumped, scale: Scale) -> tuple[Rates, Rates]:
+    """Return the rates with snapshots and without, over stretches of both by turns."""
+    taken: dict[int, list[Rates]] = {NOW_AND_THEN: [], 0: []}
+    for k in range(STRETCHES):
+        for often in (NOW_AND_THEN, 0) if k % 2 else (0, NOW_AND_THEN):
+            taken[often].append(_rates(cluster, 2 * _steady(scale) / STRETCHES, often))
+    busy, calm = (Rates(*map(statistics.fmean, zip(*rates, strict=True))) for rates in taken.values())
+    return busy, calm
+
+
+def _rates(cluster: Pumped, seconds: float, often: int) -> Rates:
     before = cluster.supervisor.totals()[1]
-    stretch = cluster.run(_steady(scale), 1 / often if often else math.inf)
+    stretch = cluster.run(seconds, 1 / often if often else math.inf)
     rate = (cluster.supervisor.totals()[1] - before) / stretch.seconds
     for snapshot in stretch.snapshots:
         _account_for_tokens(snapshot)
-    return rate, len(stretch.snapshots) / stretch.seconds
+    return Rates(rate, len(stretch.snapshots) / stretch.seconds)
 
 
 def _account_for_tokens(snapshot: GlobalSnapshot) -> None:

@@ -18,8 +18,9 @@ from mpsnap.core.codec import Codec, freeze, thaw
 from mpsnap.core.errors import MpsnapError
 from mpsnap.core.node import Node
 from mpsnap.core.nodecore import Driver, NodeCore
+from mpsnap.core.part import pack, unpack
 from mpsnap.core.protocol import Effect, LocalSnapshot, Marker, Message, Report, SnapshotId, SnapshotProtocol
-from mpsnap.core.snapshot import Captured, GlobalSnapshot, pack, unpack
+from mpsnap.core.snapshot import Captured, GlobalSnapshot
 from mpsnap.core.topology import Topology
 
 PLAIN = Codec()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from enum import Enum, Flag, IntEnum, IntFlag, auto
@@ -364,6 +365,15 @@ def test_a_dataclass_is_rebuilt_without_running_its_code() -> None:
     key = Key("free")
     object.__setattr__(key, "name", "forbidden")
     assert exact(key).name == "forbidden"
+
+
+def test_attributes_in_another_order_give_the_same_bytes() -> None:
+    """Also when they were assigned as a dict of another kind."""
+    account, key = Account("ann", 1), Key("k", [1])
+    data = HERE.encode([account, key])
+    account.__dict__ = dict(reversed(account.__dict__.items()))
+    object.__setattr__(key, "__dict__", OrderedDict(key.__dict__))
+    assert HERE.encode([account, key]) == data
 
 
 def test_classes_inside_functions_must_be_named() -> None:
@@ -757,6 +767,54 @@ def test_a_module_is_not_asked_for_what_it_does_not_have(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "asking", module)
     Codec(modules=("asking",)).decode(STRANGER.encode(Opaque("asking:Lazy.Inner", "y")))
     assert asked == []
+
+
+# --- One codec at work twice: what it keeps for the next value serves one at a time. ---
+
+
+@dataclasses.dataclass(frozen=True)
+class Busy:
+    """Uses the codec while the codec is at work on it, both ways."""
+
+    name: Any
+
+    def __hash__(self) -> int:
+        exact([("hashed", Key(self.name))])
+        return hash(self.name)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "__dict__":
+            exact([("taken apart", Key(1))])
+        return object.__getattribute__(self, name)
+
+
+def test_a_codec_can_be_entered_again() -> None:
+    exact([1, Busy("a"), (Busy("b"), {"c": Busy("d")})])
+    exact({Busy("a"): 1, (1, Busy("b")): {Busy("c")}})
+
+
+def test_a_failure_leaves_nothing_behind() -> None:
+    value = [(1, Key("k")), {"a": 2**70}]
+    data = HERE.encode(value)
+    for bad in (data[:-1], b"\x92" + data + b"\xd4\x00t", b"\x92" + data + b"\xc1", data + data):
+        with pytest.raises(CodecError):
+            HERE.decode(bad)
+        exact(value)
+    lone = "x" * 30 + "\ud800"
+    for odd in ([1j], [lone, [[[1j]]]], [[value], value]):
+        refusal(odd)
+        exact([value, lone])
+
+
+def test_two_threads_can_share_a_codec() -> None:
+    values = [[(n, Key(m)), {"k": {n, m}}, 2**70 + m] for n in range(20) for m in range(20)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            assert [picture(value) for value in threads.map(exact, values)] == [picture(value) for value in values]
+    finally:
+        sys.setswitchinterval(before)
 
 
 # --- Pickle: twice opted in, or never loaded. ---

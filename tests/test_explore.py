@@ -122,7 +122,7 @@ SEEDED = {
         "                pass\n",
     ),
     "what waits at the record is lost": (
-        "                recording.add(src, inbox.payloads())\n",
+        "                recording.add(src, *inbox.batches())\n",
         "                pass\n",
     ),
     "what comes behind the marker is recorded": (

@@ -57,7 +57,7 @@ MUTATIONS = [
     Mutation(
         "what was seen and not taken at the record is in flight",
         "protocol.py",
-        "                recording.add(src, inbox.payloads())\n",
+        "                recording.add(src, *inbox.batches())\n",
         "                pass\n",
         "test_protocol.py::test_what_was_seen_and_not_taken_is_in_flight",
     ),

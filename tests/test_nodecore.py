@@ -262,7 +262,6 @@ def test_a_timer_that_a_message_sets_ends_the_row() -> None:
 
 def test_a_row_ends_when_its_time_is_over() -> None:
     """A marker waits as long, and a hook at most; where hooks have been quick, a few of them."""
-
     hook_seconds = [0.0]
     node, one = started({"on_message": lambda ctx: one.clock.pass_time(hook_seconds[0])}, inbound=["B"])
     one.see("B", *range(1000))

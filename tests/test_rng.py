@@ -110,6 +110,23 @@ def test_counter_can_be_set() -> None:
     assert words(rng, 9) == first[11:]
 
 
+@given(SEEDS, st.integers(0, 20), st.lists(st.integers(1, 300) | st.integers(1, 2**200), max_size=20))
+def test_a_draw_below_a_bound_is_the_first_words_that_fit(seed: int | str, counter: int, bounds: list[int]) -> None:
+    """Words are cut to the bound's length and thrown away until they fit, whichever method draws."""
+    chosen, ranged, plain = (CounterRandom(seed, counter) for _ in range(3))
+    for bound in bounds:
+        bits = (bound - 1).bit_length()
+        count = max(1, -(-bits // 64))
+        expected = bound
+        while expected >= bound:
+            drawn = sum(word << 64 * place for place, word in enumerate(reversed(words(plain, count))))
+            expected = drawn >> count * 64 - bits
+        assert (ranged.randrange(bound), ranged.counter) == (expected, plain.counter)
+        if bound <= 300:
+            assert (chosen.choice(range(bound)), chosen.counter) == (expected, plain.counter)
+        chosen.counter = plain.counter
+
+
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda rng: pickle.loads(pickle.dumps(rng))])
 def test_copies_are_independent(duplicate: Callable[[CounterRandom], CounterRandom]) -> None:
     """A copy goes on alone."""

@@ -1,28 +1,20 @@
-"""Global snapshots: what `verify` finds, what the bytes of a part may be, and how a snapshot shows itself."""
+"""Global snapshots: what `verify` finds, and how a snapshot shows itself."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 from harness import PLAIN, TokenWorld, graph, snap
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from mpsnap.core.codec import Codec, freeze
-from mpsnap.core.errors import CodecError, ConsistencyError, InvariantError
+from mpsnap.core.codec import Codec
+from mpsnap.core.errors import ConsistencyError, InvariantError
 from mpsnap.core.protocol import ChannelState, LocalSnapshot, SnapshotId
 from mpsnap.core.snapshot import (
     Captured,
     GlobalSnapshot,
-    NodeSnapshot,
-    StoredState,
-    Timer,
     check_invariants,
-    pack,
-    unpack,
 )
 from mpsnap.core.topology import Topology
 
@@ -140,194 +132,6 @@ def test_the_words_of_an_error_say_what_was_found() -> None:
     with pytest.raises(ConsistencyError) as caught:
         merged(parts).verify()
     assert caught.value.what == "snapshot 0-A-1: messages 3..5 were in flight, the channel state holds 2 from 3"
-
-
-# --- The bytes of a part. ---
-
-
-PAYLOADS = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=4) | st.binary(max_size=4),
-    lambda inner: st.lists(inner, max_size=3) | st.tuples(inner, inner) | st.dictionaries(st.text(max_size=2), inner),
-    max_leaves=5,
-)
-COUNTS = st.integers(0, 2**63)
-NAMES = st.sampled_from(["A", "B", "C-1", "N10"])
-
-
-@st.composite
-def local_snapshots(draw: st.DrawFn) -> LocalSnapshot:
-    frozen = PAYLOADS.map(lambda value: freeze(value, PLAIN))
-    timers = st.builds(
-        Timer, st.floats(0, 1e6), st.none() | st.floats(0.1, 1e6), st.text(max_size=5), PAYLOADS.map(lambda v: (v,))
-    ).map(lambda timer: timer._replace(args=freeze(timer.args, PLAIN)))
-    captured = Captured(
-        state=draw(st.binary(max_size=20)),
-        timers=tuple(draw(st.lists(timers, max_size=2))),
-        random=draw(st.tuples(st.integers() | st.text(max_size=5), COUNTS)),
-        passive=draw(st.booleans()),
-        finished=draw(st.booleans()),
-        emitted=draw(COUNTS),
-    )
-    states = st.builds(ChannelState, COUNTS, st.lists(frozen, max_size=4).map(tuple))
-    return LocalSnapshot(
-        node=draw(NAMES),
-        snapshot_id=SnapshotId(draw(COUNTS), draw(NAMES), draw(COUNTS)),
-        captured=captured,
-        sent=draw(st.dictionaries(NAMES, COUNTS)),
-        received=draw(st.dictionaries(NAMES, COUNTS)),
-        channels=draw(st.dictionaries(NAMES, states)),
-    )
-
-
-@given(local_snapshots())
-@settings(max_examples=60)
-def test_a_part_comes_back_from_its_bytes(local: LocalSnapshot) -> None:
-    """Equal in every field, and of the same types."""
-    again = unpack(pack(local))
-    assert again == local
-    assert repr(again) == repr(local)
-
-
-@given(local_snapshots())
-@settings(max_examples=30)
-def test_equal_parts_have_equal_bytes(local: LocalSnapshot) -> None:
-    assert pack(unpack(pack(local))) == pack(local)
-
-
-class Elsewhere(StoredState):
-    """Hold the bytes of a state, and remember what was asked of it."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-        self.asked: list[str] = []
-
-    @property
-    def size(self) -> int:
-        return len(self.data)
-
-    def read(self) -> bytes:
-        self.asked.append("read")
-        return self.data
-
-    def close(self) -> None:
-        self.asked.append("close")
-
-
-@given(local_snapshots())
-@settings(max_examples=30)
-def test_a_state_may_travel_apart_from_the_rest(local: LocalSnapshot) -> None:
-    assert isinstance(local.captured, Captured)
-    state = local.captured.state
-    rest = pack(local, apart=True)
-    assert isinstance(state, bytes)
-    assert unpack(rest, state) == local
-    stored = Elsewhere(state)
-    again = unpack(rest, stored)
-    assert isinstance(again.captured, Captured)
-    assert again.captured.state is stored
-    assert stored.asked == []
-
-
-def test_a_part_has_one_state() -> None:
-    with pytest.raises(CodecError, match="its state is left out"):
-        unpack(pack(one_part(), apart=True))
-    with pytest.raises(CodecError, match="its state is there twice"):
-        unpack(pack(one_part()), b"another")
-
-
-def test_a_state_that_is_stored_is_read_when_somebody_looks_at_it() -> None:
-    stored = Elsewhere(PLAIN.encode({"n": 1}))
-    local = unpack(pack(one_part(), apart=True), stored)
-    node = NodeSnapshot(local, PLAIN)
-    assert node.stored == stored.size
-    assert stored.asked == []
-    assert (node.state, node.state) == ({"n": 1}, {"n": 1})
-    assert stored.asked == ["read", "read"]
-    assert NodeSnapshot(one_part(), PLAIN).stored is None
-    assert merged(parts_of(TRIANGLE) | {"B": local}).stored == [stored.size]
-
-
-def one_part() -> LocalSnapshot:
-    return parts_of(TRIANGLE)["B"]
-
-
-@given(st.binary(max_size=60))
-def test_bytes_that_are_no_part_are_refused(data: bytes) -> None:
-    with contextlib.suppress(CodecError):
-        unpack(data)
-
-
-@given(st.data())
-def test_damaged_bytes_are_refused_or_read_and_nothing_else(data: st.DataObject) -> None:
-    """A flipped bit may change a number; what it cannot do is raise anything but a CodecError, here or in `verify`."""
-    whole = bytearray(pack(one_part()))
-    for _ in range(data.draw(st.integers(1, 3))):
-        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
-    read_and_judge(bytes(whole[: data.draw(st.integers(0, len(whole)))]))
-
-
-def read_and_judge(data: bytes) -> None:
-    """Go the way that a stored part goes: whatever it is, it is refused or judged."""
-    try:
-        local = unpack(data)
-    except CodecError:
-        return
-    parts = dict(parts_of(TRIANGLE)) | {"B": local}
-    with contextlib.suppress(ConsistencyError):
-        merged(parts).verify()
-    assert isinstance(merged(parts).terminated, bool)
-
-
-FIELDS = ["channels", "emitted", "finished", "id", "node", "passive", "random", "received", "sent", "state", "timers"]
-
-
-def plain_part() -> dict[str, Any]:
-    """Return what the bytes of a part say."""
-    plain: Any = PLAIN.decode(pack(one_part()))
-    assert sorted(plain) == sorted([*FIELDS, "format"])
-    return dict(plain)
-
-
-@pytest.mark.parametrize("field", FIELDS)
-def test_a_field_of_a_wrong_type_is_refused_or_harmless(field: str) -> None:
-    odd: list[Any] = [None, True, -1, 1.5, "text", b"bytes", [], [1], (), (1, 2), {}, {"A": 1}, {1: 2}, {"A": (1,)}]
-    for value in odd:
-        read_and_judge(PLAIN.encode(plain_part() | {field: value}))
-
-
-@pytest.mark.parametrize(
-    ("field", "odd"),
-    [
-        *(("node", 5), ("id", (0, "A")), ("id", ("0", "A", 1)), ("state", "text"), ("passive", 1), ("finished", None)),
-        *(("emitted", "1"), ("sent", 3), ("sent", {"C": "1"}), ("received", []), ("channels", {"A": 5})),
-        *(("channels", {"A": ("3", [])}), ("channels", {"A": (3, "abc")}), ("timers", "abcd"), ("timers", [(1, 2)])),
-        *(("random", None), ("random", (1.5, 0)), ("sent", {"C": True})),
-    ],
-)
-def test_a_field_of_a_wrong_type_is_refused(field: str, odd: object) -> None:
-    """What `pack` never makes is no part, and does not get as far as `verify`."""
-    with pytest.raises(CodecError, match=f"not a local snapshot: something is wrong with its '{field}'"):
-        unpack(PLAIN.encode(plain_part() | {field: odd}))
-
-
-@pytest.mark.parametrize("field", FIELDS)
-def test_a_missing_field_is_refused(field: str) -> None:
-    plain = plain_part()
-    del plain[field]
-    with pytest.raises(CodecError, match=f"not a local snapshot: something is wrong with its '{field}'"):
-        unpack(PLAIN.encode(plain))
-
-
-@pytest.mark.parametrize("version", [0, 2, "1", None, True, 1.0])
-def test_another_format_is_refused_by_name(version: object) -> None:
-    with pytest.raises(CodecError, match=r"of format .*, this version reads 1"):
-        unpack(PLAIN.encode(plain_part() | {"format": version}))
-
-
-@pytest.mark.parametrize("value", [None, 1, [], "text"])
-def test_a_value_that_is_no_part_is_refused(value: object) -> None:
-    with pytest.raises(CodecError, match="not a local snapshot"):
-        unpack(PLAIN.encode(value))
 
 
 # --- How it shows itself. ---

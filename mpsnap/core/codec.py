@@ -53,6 +53,9 @@ _MAX_FIXED_DEPTH = 50
 # Extension codes of the format.
 _MARK, _WIDE_INT, _ENCODED, _PICKLED = 0, 1, 2, 3
 
+#: How many bytes a packer may have written to be kept: far below the buffer that it starts with.
+_SMALL = 1 << 16
+
 #: What msgpack raises for a length that it cannot write, and Python for a full stack.
 _UNWRITABLE = (ValueError, OverflowError, RecursionError)
 
@@ -83,22 +86,30 @@ _WRITTEN_BYTEARRAY_MARK = _WRITTEN_MARKS[KINDS[bytearray].tag]
 
 
 class _Writer:
-    """Write one value that was looked through."""
+    """Write values that were looked through.
+
+    Args:
+        classes: The user's classes that may be kept.
+        hide: Whether a bytearray is somewhere in the values.
+        ordered: For one value alone, room to note the elements of its sets in order: a set inside of sets is put in
+            order once, not once for each. None for a writer of many values: the next may have a set with the same id.
+    """
 
     __slots__ = ("_classes", "_hide", "_ordered")
 
-    def __init__(self, classes: Classes, hide: bool) -> None:
+    def __init__(self, classes: Classes, hide: bool, ordered: dict[int, list[Any]] | None) -> None:
         self._classes = classes
-        #: Whether a bytearray is somewhere in the value.
         self._hide = hide
-        #: The elements of the sets met so far, in order: a set inside of sets is put in order once, not once for each.
-        self._ordered: dict[int, list[Any]] = {}
+        self._ordered = ordered
 
     def pack(self, value: object) -> bytes:
-        # One packer per call, since it cannot be entered again by a nested set.
-        packer = msgpack.Packer(strict_types=True, unicode_errors="surrogatepass", default=self._lower)
-        packed: bytes = packer.pack(_hidden(value) if self._hide else value)
-        return packed
+        return self.packer()(_hidden(value) if self._hide else value)
+
+    def packer(self) -> Callable[[object], bytes]:
+        """Return what packs one value at a time: it cannot be entered again, be it by a nested set or a thread."""
+        pack: Callable[[object], bytes]
+        pack = msgpack.Packer(strict_types=True, unicode_errors="surrogatepass", default=self._lower).pack
+        return pack
 
     def packed(self, value: object) -> msgpack.Packer:
         """Return a packer that holds the bytes."""
@@ -111,10 +122,9 @@ class _Writer:
         kind = type(item)
         if kind is tuple:
             lowered = [_WRITTEN_TUPLE_MARK, *item]
-        elif kind is set or kind is frozenset:
-            lowered = [_WRITTEN_MARKS[KINDS[kind].tag], *self._in_order(item)]
         elif kind in KINDS:
-            lowered = [_WRITTEN_MARKS[KINDS[kind].tag], *KINDS[kind].take(item)]
+            parts = self._in_order(item) if kind is set or kind is frozenset else KINDS[kind].take(item)
+            lowered = [_WRITTEN_MARKS[KINDS[kind].tag], *parts]
         elif (shape := self._classes.shape(kind)) is not None:
             lowered = [_WRITTEN_MARKS[shape.tag], *take_instance(item, shape)]
         elif kind is Opaque:
@@ -130,12 +140,62 @@ class _Writer:
 
     def _in_order(self, elements: set[Any] | frozenset[Any]) -> list[Any]:
         """Return the elements in an order that is the same in every process, which that of a set is not."""
-        known = self._ordered.get(id(elements))
+        known = self._ordered.get(id(elements)) if self._ordered else None
         if known is None:
             kinds = set(map(type, elements))
-            known = sorted(elements, key=None if kinds in _SORTABLE or len(elements) == 1 else self.pack)
-            self._ordered[id(elements)] = known
+            # One packer for all: a set inside of an element has its own, and no bytearray is hashable.
+            known = sorted(elements, key=None if kinds in _SORTABLE or len(elements) == 1 else self.packer())
+            if self._ordered is not None:
+                self._ordered[id(elements)] = known
         return known
+
+
+class _Reader:
+    """Read values one at a time: what msgpack calls for each extension and for each list."""
+
+    __slots__ = ("_classes", "_pickle", "array", "extension", "stray")
+
+    def __init__(self, classes: Classes, pickle: bool) -> None:
+        self._classes = classes
+        self._pickle = pickle
+        #: How many marks were met that no list was found to begin with.
+        self.stray = 0
+        # Bound here, and not once more for each value.
+        self.array, self.extension = self._array, self._extension
+
+    def _extension(self, code: int, body: bytes) -> object:
+        if code == _MARK:
+            self.stray += 1
+            return _MARKS[body]
+        if code == _WIDE_INT:
+            return int.from_bytes(body, "big", signed=True)
+        if code == _ENCODED:
+            return Encoded(body)
+        if code == _PICKLED:
+            return Pickled(body).load() if self._pickle else Pickled(body)
+        raise ValueError(f"unknown extension {code}")
+
+    def _array(self, items: list[Any]) -> object:
+        if not items or type(items[0]) is not _Mark:
+            return items
+        self.stray -= 1
+        mark: _Mark = items[0]
+        del items[0]
+        if mark is _TUPLE_MARK:
+            return tuple(items)
+        return self._instance(mark.tag, items) if mark.make is None else mark.make(*items)
+
+    def _instance(self, tag: bytes, parts: list[Any]) -> object:
+        """Return the instance of a user's class, or what stands for it."""
+        name = parts.pop(0)
+        if type(name) is not str:
+            raise TypeError("the name of a class is not a str")
+        shape = self._classes.find(name)
+        if shape is None:
+            return make_opaque(tag, name, parts)
+        if shape.tag != tag and not {shape.tag, tag} <= {DATACLASS, IDENTITY_DATACLASS}:
+            raise TypeError(f"{name} is a class of another kind now")
+        return make_instance(shape, parts)
 
 
 class _Hidden:
@@ -175,6 +235,10 @@ class Codec:
     def __init__(self, types: Iterable[type] = (), modules: Iterable[str] = (), pickle: bool = False) -> None:
         self._classes = Classes(types, modules)
         self._pickle = pickle
+        # Those not at work: to make one for every message would take as long as its work. Each is taken and put back in
+        # one step, so that neither a thread nor the hash of a key meets one at work. One that failed never comes back.
+        self._packers: list[Callable[[object], bytes]] = []
+        self._readers: list[_Reader] = []
 
     def encode(self, value: object, where: str = "value") -> bytes:
         """Return the bytes of a value.
@@ -190,7 +254,9 @@ class Codec:
         if kinds is None:
             value, kinds = self._in_one_piece(value, where), set()
         try:
-            return _Writer(self._classes, hide=bytearray in kinds).pack(value)
+            if kinds:
+                return _Writer(self._classes, bytearray in kinds, {}).pack(value)
+            return self._pack_simple(value)
         except _UNWRITABLE as error:
             raise CodecError(f"the value cannot be encoded: {told(error)}", where=where) from error
 
@@ -206,7 +272,7 @@ class Codec:
         if kinds is None:
             value, kinds = self._in_one_piece(value, where), set()
         try:
-            packer = _Writer(self._classes, hide=bytearray in kinds).packed(value)
+            packer = _Writer(self._classes, bytearray in kinds, {}).packed(value)
         except _UNWRITABLE as error:
             raise CodecError(f"the value cannot be encoded: {told(error)}", where=where) from error
         # The view is of the packer's own memory, which older versions of msgpack do not keep alive for it.
@@ -245,61 +311,38 @@ class Codec:
         other._classes = self._classes
         return other
 
+    def _pack_simple(self, value: object) -> bytes:
+        """Write a value in which there is neither a bytearray nor a set inside of a set."""
+        try:
+            pack = self._packers.pop()
+        except IndexError:
+            pack = _Writer(self._classes, False, None).packer()
+        packed = pack(value)
+        if len(packed) <= _SMALL:
+            self._packers.append(pack)
+        return packed
+
     def _unpack(self, data: bytes) -> object:
-        stray = 0
-
-        def extension(code: int, body: bytes) -> object:
-            nonlocal stray
-            if code == _MARK:
-                stray += 1
-                return _MARKS[body]
-            if code == _WIDE_INT:
-                return int.from_bytes(body, "big", signed=True)
-            if code == _ENCODED:
-                return Encoded(body)
-            if code == _PICKLED:
-                return Pickled(body).load() if self._pickle else Pickled(body)
-            raise ValueError(f"unknown extension {code}")
-
-        def array(items: list[Any]) -> object:
-            nonlocal stray
-            if not items or type(items[0]) is not _Mark:
-                return items
-            stray -= 1
-            mark: _Mark = items[0]
-            del items[0]
-            if mark is _TUPLE_MARK:
-                return tuple(items)
-            return self._instance(mark.tag, items) if mark.make is None else mark.make(*items)
-
+        try:
+            reader = self._readers.pop()
+        except IndexError:
+            reader = _Reader(self._classes, self._pickle)
         value: object = msgpack.unpackb(
             data,
-            ext_hook=extension,
-            list_hook=array,
+            ext_hook=reader.extension,
+            list_hook=reader.array if _MARK in data else None,  # without that byte there is no mark to look for
             strict_map_key=False,
             unicode_errors="surrogatepass",
             timestamp=2,  # nothing here writes one; damaged bytes may hold it, and this makes it an int
         )
-        if stray:
+        if reader.stray:
             raise ValueError("a mark stands where no value begins")
         # What encode would refuse is damage too, and deep nesting would be the ruin of whoever walks the value. A level
         # takes a byte at least, so few bytes need no look. (What was unpickled may hold anything.)
         if len(data) > MAX_DEPTH and not self._pickle and survey(value, self._classes) is None:
             raise ValueError(f"no value of at most {MAX_DEPTH} levels")
+        self._readers.append(reader)
         return value
-
-    def _instance(self, tag: bytes, parts: list[Any]) -> object:
-        """Return the instance of a user's class, or what stands for it."""
-        name = parts.pop(0)
-        if type(name) is not str:
-            raise TypeError("the name of a class is not a str")
-        cls = self._classes.find(name)
-        shape = None if cls is None else self._classes.shape(cls)
-        if shape is None:
-            return make_opaque(tag, name, parts)
-        if shape.tag != tag and not {shape.tag, tag} <= {DATACLASS, IDENTITY_DATACLASS}:
-            raise TypeError(f"{name} is a class of another kind now")
-        return make_instance(cls, shape, parts)
 
 
 def freeze(value: object, codec: Codec, where: str = "payload") -> object:

@@ -31,12 +31,19 @@ from zoneinfo import ZoneInfo
 from mpsnap.core.errors import CodecError
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, init=False)
 class Encoded:
     """Hold a value as the codec's bytes: what a payload that could still change becomes when it is sent."""
 
     #: What `Codec.encode` returned; never decoded on the way.
     data: bytes
+
+    def __init__(self, data: bytes) -> None:
+        # The __init__ of a frozen dataclass looks up object.__setattr__ each time, and one is made for every message.
+        _set_data(self, data)
+
+
+_set_data: Callable[[Encoded, bytes], None] = vars(Encoded)["data"].__set__
 
 
 @dataclasses.dataclass(frozen=True, slots=True, repr=False)
@@ -224,16 +231,22 @@ MAPPINGS: frozenset[type] = frozenset({dict, Counter, OrderedDict, defaultdict})
 CLOCKS: frozenset[type] = frozenset({datetime, time})
 
 
-class Shape(NamedTuple):
+@dataclasses.dataclass(frozen=True, slots=True)
+class Shape:
     """Describe a user's class: what its instances consist of."""
 
+    cls: Any
     #: One of the tags below.
     tag: bytes
     name: str
-    mutable: bool
-    fields: tuple[str, ...]
+    mutable: bool = False
+    fields: tuple[str, ...] = ()
     #: Every slot of the class and its bases, fields or not.
-    slots: Mapping[str, Any]
+    slots: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    field_set: frozenset[str] = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "field_set", frozenset(self.fields))
 
 
 ENUM, NAMED_TUPLE, DATACLASS = b"E", b"N", b"C"
@@ -261,10 +274,10 @@ def shape_of(cls: type) -> Shape | None:
     A dataclass that extends a built-in type (a dict, an exception) is none of them: fields are not all it holds.
     """
     if issubclass(cls, Enum):
-        return Shape(ENUM, class_name(cls), False, (), {})
+        return Shape(cls, ENUM, class_name(cls))
     names = getattr(cls, "_fields", None)
     if issubclass(cls, tuple) and type(names) is tuple:
-        return Shape(NAMED_TUPLE, class_name(cls), False, names, {})
+        return Shape(cls, NAMED_TUPLE, class_name(cls), fields=names)
     bases = cls.__mro__[:-1]
     # A __new__ written in Python stands there as a staticmethod; any other is that of a built-in type.
     built_in = any("__new__" in vars(base) and not isinstance(vars(base)["__new__"], staticmethod) for base in bases)
@@ -278,12 +291,15 @@ def shape_of(cls: type) -> Shape | None:
     }
     frozen = bool(cls.__dataclass_params__.frozen)  # type: ignore[attr-defined]
     tag = IDENTITY_DATACLASS if cls.__hash__ is object.__hash__ else DATACLASS
-    return Shape(tag, class_name(cls), not frozen, tuple(f.name for f in dataclasses.fields(cls)), slots)
+    return Shape(cls, tag, class_name(cls), not frozen, tuple(f.name for f in dataclasses.fields(cls)), slots)
+
+
+_NO_ATTRIBUTES: dict[str, Any] = {}
 
 
 def attributes(value: object, shape: Shape) -> dict[str, Any]:
     """Return everything an instance of a dataclass holds, whether or not it is a field."""
-    held: dict[str, Any] = getattr(value, "__dict__", {})
+    held: dict[str, Any] = getattr(value, "__dict__", _NO_ATTRIBUTES)
     if not shape.slots and len(held) >= len(shape.fields):
         return held
     held = dict(held)
@@ -299,16 +315,29 @@ def attributes(value: object, shape: Shape) -> dict[str, Any]:
     return held
 
 
-def instance_contents(group: list[Any], shape: Shape) -> list[Collection[object]] | None:
-    """Return what each of many instances holds, or None if one of them cannot be kept: `flaw_of` for all, quickly."""
+def instance_contents(value: Any, shape: Shape) -> Collection[object] | None:
+    """Return what an instance holds, or None if it cannot be kept: the verdict of `flaw_of`, quickly."""
     if shape.tag == ENUM:
-        return None if any(flaw_of(item, shape) for item in group) else []
+        return None if _flaw_of_instance(value, shape) else ()
     if shape.tag == NAMED_TUPLE:
-        bare = not type(group[0]).__dictoffset__ or not any(item.__dict__ for item in group)
+        bare = not shape.cls.__dictoffset__ or not value.__dict__
+        return value if bare and len(value) == len(shape.fields) else None
+    held = attributes(value, shape)
+    return held.values() if held.keys() == shape.field_set else None
+
+
+def contents_of_all(group: list[Any], shape: Shape) -> list[Collection[object]] | None:
+    """Return what each of many instances of one class holds, or None if one of them cannot be kept."""
+    if shape.tag == NAMED_TUPLE:
+        bare = not shape.cls.__dictoffset__ or not any(item.__dict__ for item in group)
         return group if bare and set(map(len, group)) == {len(shape.fields)} else None
-    fields = set(shape.fields)
-    held = [attributes(item, shape) for item in group]
-    return None if any(one.keys() != fields for one in held) else [one.values() for one in held]
+    contents = []
+    for item in group:
+        held = instance_contents(item, shape)
+        if held is None:
+            return None
+        contents.append(held)
+    return contents
 
 
 def take_instance(value: Any, shape: Shape) -> list[Any]:
@@ -319,29 +348,35 @@ def take_instance(value: Any, shape: Shape) -> list[Any]:
     if shape.tag == NAMED_TUPLE:
         return [shape.name, *value]
     held = attributes(value, shape)
-    return [shape.name, {name: held[name] for name in shape.fields}]
+    if tuple(held) != shape.fields or type(held) is not dict:  # a __dict__ may be assigned, and be any kind of dict
+        held = {name: held[name] for name in shape.fields}
+    return [shape.name, held]
 
 
 def _is_named(member: Any) -> bool:
     return type(member).__members__.get(member._name_) is member
 
 
-def make_instance(cls: Any, shape: Shape, parts: list[Any]) -> object:
+def make_instance(shape: Shape, parts: list[Any]) -> object:
     """Return the instance that `take_instance` took apart; none of the class's own code makes or checks it."""
     if shape.tag == ENUM:
         (member,) = parts
-        return cls.__members__[member] if type(member) is str else cls(_exactly(int, member))
+        return shape.cls.__members__[member] if type(member) is str else shape.cls(_exactly(int, member))
     if shape.tag == NAMED_TUPLE:
         if len(parts) != len(shape.fields):
             raise ValueError(f"{shape.name} has {len(shape.fields)} fields, not {len(parts)}")
-        return tuple.__new__(cls, parts)
+        return tuple.__new__(shape.cls, parts)
     (held,) = parts
-    if _exactly(dict, held).keys() != set(shape.fields):
+    if _exactly(dict, held).keys() != shape.field_set:
         raise ValueError(f"{shape.name} no longer has the fields it was kept with")
-    value = object.__new__(cls)
+    value = object.__new__(shape.cls)
+    if not shape.slots and held:
+        value.__dict__.update(held)
+        return value
+    slots = shape.slots
     for name, item in held.items():
-        if name in shape.slots:
-            shape.slots[name].__set__(value, item)
+        if name in slots:
+            slots[name].__set__(value, item)
         else:
             value.__dict__[name] = item
     return value
@@ -396,7 +431,7 @@ def _flaw_of_instance(value: Any, shape: Shape) -> str | None:
         extra = getattr(value, "__dict__", {}).keys()
     else:
         held = attributes(value, shape)
-        extra = held.keys() - set(shape.fields)
+        extra = held.keys() - shape.field_set
         missing = [name for name in shape.fields if name not in held]
         if missing and not extra:
             return f"field {missing[0]} of {shape.name} has no value"

@@ -289,6 +289,11 @@ class NodeCore:
         """Whether `on_idle` is to be called when there is nothing else to do."""
         return self._idle_wanted
 
+    @property
+    def busy(self) -> bool:
+        """Whether there is a hook to run now, timers left aside."""
+        return bool(self._ready or self._commands or self._idle_wanted)
+
     def wants(self, *, sources: bool) -> float | None:
         """Return when `step` has something to run: 0 for now, a time of the clock, None for not before an item."""
         if self._ready or self._commands or (sources and self._idle_wanted):

@@ -52,8 +52,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import lru_cache
+from itertools import chain
 from operator import length_hint
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, overload
 
 from mpsnap.core.errors import ProtocolError
 
@@ -119,7 +120,7 @@ class ChannelState(NamedTuple):
     """Hold the messages in flight on one channel at the cut: `payloads[k]` has the number `first + k`."""
 
     first: int
-    payloads: tuple[object, ...]
+    payloads: Sequence[object]
 
 
 @lru_cache(maxsize=4096)
@@ -200,15 +201,15 @@ class _Inbox:
 
     def __init__(self) -> None:
         self.oldest: Iterator[object] = iter([])
-        #: The batches behind that, and how many messages are in them.
-        self._later: deque[list[object]] = deque()
+        #: The batches behind that, possibly packed, and how many messages are in them.
+        self._later: deque[Sequence[object]] = deque()
         self._behind = 0
 
     def waiting(self) -> int:
         """Return how many messages stand here."""
         return length_hint(self.oldest) + self._behind
 
-    def add(self, payloads: list[object]) -> bool:
+    def add(self, payloads: Sequence[object]) -> bool:
         """Put messages behind the others; return whether there are none."""
         if self._behind or length_hint(self.oldest):
             self._later.append(payloads)
@@ -222,23 +223,50 @@ class _Inbox:
         if not length_hint(self.oldest):
             if not self._behind:
                 return False
-            batch = self._later.popleft()
-            self._behind -= len(batch)
-            self.oldest = iter(batch)
+            # First this, which unpacks them, and may raise.
+            self.oldest = iter(self._later[0])
+            self._behind -= len(self._later.popleft())
         return True
 
-    def payloads(self) -> list[object]:
+    def batches(self) -> list[Sequence[object]]:
         """Return what stands here, without taking it."""
-        waiting = list(copy(self.oldest))
-        for batch in self._later:
-            waiting += batch
-        return waiting
+        return [list(copy(self.oldest)), *self._later]
+
+
+class Chained(Sequence[object]):
+    """Show batches of payloads one after another as one sequence, without touching what is in them."""
+
+    __slots__ = ("batches",)
+
+    def __init__(self, batches: Iterable[Sequence[object]]) -> None:
+        self.batches = tuple(batches)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.batches))
+
+    def __iter__(self) -> Iterator[object]:
+        return chain.from_iterable(self.batches)
+
+    @overload
+    def __getitem__(self, index: int) -> object: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[object, ...]: ...
+    def __getitem__(self, index: int | slice) -> object:
+        return tuple(self)[index]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, (Chained, tuple)) and tuple(self) == tuple(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} payloads>"
 
 
 class _Recording:
     """A snapshot that this node has recorded and not yet reported."""
 
-    __slots__ = ("captured", "open", "payloads", "received", "sent")
+    __slots__ = ("batches", "captured", "open", "received", "sent")
 
     def __init__(self, captured: object, sent: dict[str, int], received: dict[str, int]) -> None:
         #: The node's state, fixed at the record.
@@ -247,14 +275,21 @@ class _Recording:
         self.sent = sent
         #: Per inbound channel, messages taken before the cut. Never changes.
         self.received = received
-        #: Per inbound channel, the recorded messages, in channel order; a channel without any is not in it.
-        self.payloads: dict[str, list[object]] = {}
+        #: Per inbound channel, batches of the recorded messages, in channel order; a channel without any is not in it.
+        self.batches: dict[str, list[Sequence[object]]] = {}
         #: Inbound channels still recording. Only ever shrinks.
         self.open: set[str] = set()
 
-    def add(self, src: str, payloads: Iterable[object]) -> None:
+    def add(self, src: str, *batches: Sequence[object]) -> None:
         """Put messages behind those recorded from `src`."""
-        self.payloads.setdefault(src, []).extend(payloads)
+        self.batches.setdefault(src, []).extend(batches)
+
+    def payloads(self, src: str) -> Sequence[object]:
+        """Return the messages recorded from `src`: a tuple, unless some are packed and can stay so."""
+        batches = self.batches.get(src, [])
+        if all(type(batch) in (list, tuple) for batch in batches):
+            return tuple(chain.from_iterable(batches))
+        return Chained(batches)
 
 
 class FinishedIds:
@@ -409,7 +444,8 @@ class SnapshotProtocol:
     def receive_batch(self, src: str, first: int, payloads: Sequence[object]) -> bool:
         """See several messages at once, numbered from `first`: the same as `receive` for each in turn.
 
-        A list is given away, and must not be changed afterwards.
+        What is given must not be changed afterwards. A sequence of another kind than list and tuple stays as it is
+        until the messages are taken, and its iterator has to be that of a list.
 
         Returns:
             Whether something from `src` can be taken now, and nothing could before.
@@ -466,10 +502,11 @@ class SnapshotProtocol:
     def fingerprint(self) -> tuple[object, ...]:
         """Return all that decides what happens here next: two nodes of equal fingerprints cannot be told apart."""
         recordings = [
-            (snapshot_id, r.captured, dict(r.sent), dict(r.received), r.payloads, r.open)
+            (snapshot_id, r.captured, r.sent, r.received, {src: list(r.payloads(src)) for src in r.batches}, r.open)
             for snapshot_id, r in sorted(self._recordings.items())
         ]
-        inboxes = {src: inbox.payloads() for src, inbox in self._inboxes.items() if inbox.waiting()}
+        waiting = {src: inbox.batches() for src, inbox in self._inboxes.items() if inbox.waiting()}
+        inboxes = {src: list(chain.from_iterable(batches)) for src, batches in waiting.items()}
         return self._all_sent(), self._all_received(), inboxes, recordings, self._finished.fingerprint()
 
     def _record(self, snapshot_id: SnapshotId, closing: str | None) -> tuple[Effect, ...]:
@@ -479,7 +516,7 @@ class SnapshotProtocol:
         for src, inbox in self._inboxes.items():
             # What was seen and not taken is in flight as far as this cut is concerned. Leaving it out would lose it.
             if inbox.waiting():
-                recording.add(src, inbox.payloads())
+                recording.add(src, *inbox.batches())
         recording.open.update(src for src in self.inbound if src != closing)
         self._recordings[snapshot_id] = recording
         markers = tuple(SendMarker(dst, Marker(snapshot_id, sent)) for dst, sent in recording.sent.items())
@@ -491,8 +528,8 @@ class SnapshotProtocol:
         del self._recordings[snapshot_id]
         self._finished.add(snapshot_id)
         channels = {
-            src: ChannelState(received + 1, tuple(recording.payloads[src]))
-            if src in recording.payloads
+            src: ChannelState(received + 1, recording.payloads(src))
+            if src in recording.batches
             else _empty(received + 1)
             for src, received in recording.received.items()
         }
@@ -512,10 +549,11 @@ class SnapshotProtocol:
         """Let messages join the inbox; return whether one of them is the oldest there."""
         if not payloads:
             return False
-        self._seen[src] += len(payloads)
         if src not in self._inboxes:
             self._inboxes[src] = _Inbox()
-        return self._inboxes[src].add(payloads if type(payloads) is list else list(payloads))
+        is_next = self._inboxes[src].add(payloads)
+        self._seen[src] += len(payloads)
+        return is_next
 
     # -------------------------------------------------------------------- checks
 

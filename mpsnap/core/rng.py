@@ -53,10 +53,7 @@ class CounterRandom:
     True
     """
 
-    __slots__ = ("_block", "_key", "_seed", "_words", "counter")
-
-    #: How many 64-bit words were drawn; with the seed, the whole state.
-    counter: int
+    __slots__ = ("_end", "_key", "_left", "_seed")
 
     def __init__(self, seed: int | str, counter: int = 0) -> None:
         if isinstance(seed, str):
@@ -70,10 +67,21 @@ class CounterRandom:
             raise ValueError(f"counter must be in [0, 2**64), not {counter}")
         self._seed = seed
         self._key = blake2b(text, digest_size=32, person=b"mpsnap.rng.1").digest()
-        # A cache of the block drawn from last, never state: any counter finds its own block.
-        self._block = -1
-        self._words: tuple[int, ...] = ()
-        self.counter = counter
+        # A cache, never state: the words that are left of the block drawn from last, the next one at the end, and what
+        # the counter is when none is left. One step takes a word off and counts it; a counter beside the words would
+        # take several.
+        self._left: list[int] = []
+        self._end = counter
+
+    @property
+    def counter(self) -> int:
+        """How many 64-bit words were drawn; with the seed, the whole state."""
+        return self._end - len(self._left)
+
+    @counter.setter
+    def counter(self, counter: int) -> None:
+        self._left = []
+        self._end = counter
 
     @property
     def seed(self) -> int | str:
@@ -88,13 +96,8 @@ class CounterRandom:
 
     def random(self) -> float:
         """Return a float in [0, 1), one of 2**53 equally likely ones."""
-        # `_word` written out: the call would cost a third of the time, and this is what runs once per message.
-        counter = self.counter
-        block = counter >> 3
-        if block != self._block:
-            self._load(block)
-        self.counter = counter + 1
-        return (self._words[counter & 7] >> 11) * _ULP
+        # `_word` written out here and below: the call would cost a third of the time, and this runs once per message.
+        return ((self._left or self._load()).pop() >> 11) * _ULP
 
     @overload
     def randrange(self, start: int, /) -> int: ...
@@ -138,7 +141,11 @@ class CounterRandom:
         size = len(seq)
         if not size:
             raise IndexError("cannot choose from an empty sequence")
-        return seq[self._below(size)]
+        # `_below` written out: no sequence is longer than one word can tell.
+        shift = 64 - (size - 1).bit_length()
+        while (drawn := (self._left or self._load()).pop() >> shift) >= size:
+            pass
+        return seq[drawn]
 
     def shuffle(self, x: MutableSequence[Any]) -> None:
         """Shuffle a list in place; every order is equally likely."""
@@ -170,24 +177,26 @@ class CounterRandom:
 
     def _word(self) -> int:
         """Return the next 64 bits."""
-        counter = self.counter
-        block = counter >> 3
-        if block != self._block:
-            self._load(block)
-        self.counter = counter + 1
-        return self._words[counter & 7]
+        return (self._left or self._load()).pop()
 
-    def _load(self, block: int) -> None:
-        """Bring the eight words of a block into the cache."""
-        self._words = _WORDS.unpack(blake2b(self._key + block.to_bytes(8, "little")).digest())
-        self._block = block
+    def _load(self) -> list[int]:
+        """Bring into the cache what is left of the block where the counter is: one word at least."""
+        counter = self._end
+        digest = blake2b(self._key + (counter >> 3).to_bytes(8, "little")).digest()
+        left = list(_WORDS.unpack(digest))
+        left.reverse()
+        if counter & 7:
+            del left[-(counter & 7) :]
+        self._left = left
+        self._end = (counter | 7) + 1
+        return left
 
     def _below(self, bound: int) -> int:
         """Return an int in [0, bound) without bias: draws of the same bit length are thrown away until one fits."""
         bits = (bound - 1).bit_length()
         if bits <= 64:
             shift = 64 - bits
-            while (drawn := self._word() >> shift) >= bound:
+            while (drawn := (self._left or self._load()).pop() >> shift) >= bound:
                 pass
             return drawn
         words = -(-bits // 64)

@@ -23,31 +23,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from mpsnap.core.codec import Codec, thaw
-from mpsnap.core.errors import CodecError, ConsistencyError, InvariantError
-from mpsnap.core.protocol import ChannelState, LocalSnapshot, SnapshotId
+from mpsnap.core.errors import ConsistencyError, InvariantError
+from mpsnap.core.protocol import LocalSnapshot, SnapshotId
 from mpsnap.core.topology import Topology
 
-#: Version of the bytes that `pack` makes; a reader refuses any other.
-FORMAT = 1
 #: States in files that whoever keeps snapshots may hold: each is open, and a process may have a thousand or so.
 MOST_STORED = 64
-
-_PLAIN = Codec()
-_NUMBER = frozenset({int, float})
-#: The fields of these bytes and what they hold: a type, one of several, a tuple part by part, a list or a dict.
-_SHAPES: Mapping[str, Any] = {
-    "node": str,
-    "id": (int, str, int),
-    "state": frozenset({bytes, type(None)}),
-    "timers": [(_NUMBER, _NUMBER | {type(None)}, str, object)],
-    "random": (frozenset({int, str}), int),
-    "passive": bool,
-    "finished": bool,
-    "emitted": int,
-    "sent": {str: int},
-    "received": {str: int},
-    "channels": {str: (int, list)},
-}
 
 
 class Timer(NamedTuple):
@@ -93,76 +74,6 @@ class Captured(NamedTuple):
     passive: bool
     finished: bool
     emitted: int
-
-
-def pack(local: LocalSnapshot, *, apart: bool = False) -> bytes:
-    """Return a local snapshot as bytes, for the way to whoever collects; `local.captured` must be a `Captured`.
-
-    If its state travels `apart`, it is left out.
-    """
-    captured = local.captured
-    assert isinstance(captured, Captured)
-    plain = {
-        "format": FORMAT,
-        "node": local.node,
-        "id": tuple(local.snapshot_id),
-        "state": None if apart else captured.state,
-        "timers": [tuple(timer) for timer in captured.timers],
-        "random": captured.random,
-        "passive": captured.passive,
-        "finished": captured.finished,
-        "emitted": captured.emitted,
-        "sent": dict(local.sent),
-        "received": dict(local.received),
-        "channels": {src: (state.first, list(state.payloads)) for src, state in local.channels.items()},
-    }
-    return _PLAIN.encode(plain, where=f"the local snapshot of {local.node}")
-
-
-def unpack(data: bytes, state: bytes | StoredState | None = None) -> LocalSnapshot:
-    """Read what `pack` made.
-
-    Args:
-        data: What `pack` returned.
-        state: That which travelled apart, if it did.
-
-    Raises:
-        CodecError: The bytes are none, or of another format; or there are two states, or there is none.
-    """
-    plain = _PLAIN.decode(data)
-    if type(plain) is not dict:
-        raise CodecError(f"not a local snapshot: a {type(plain).__name__}")
-    version = plain.get("format")
-    if type(version) is not int or version != FORMAT:
-        raise CodecError(f"a local snapshot of format {version!r}, this version reads {FORMAT}")
-    for name, shape in _SHAPES.items():
-        # Here and not in whoever trips over it: bytes may be damaged and still make a value.
-        if name not in plain or not _fits(plain[name], shape):
-            raise CodecError(f"not a local snapshot: something is wrong with its {name!r}")
-    if (plain["state"] is None) is (state is None):
-        raise CodecError("not a local snapshot: its state is " + ("left out" if state is None else "there twice"))
-    captured = Captured(
-        plain["state"] if state is None else state,
-        tuple(Timer(*timer) for timer in plain["timers"]),
-        plain["random"],
-        plain["passive"],
-        plain["finished"],
-        plain["emitted"],
-    )
-    channels = {src: ChannelState(first, tuple(payloads)) for src, (first, payloads) in plain["channels"].items()}
-    snapshot_id = SnapshotId(*plain["id"])
-    return LocalSnapshot(plain["node"], snapshot_id, captured, plain["sent"], plain["received"], channels)
-
-
-def _fits(value: Any, shape: Any) -> bool:
-    if isinstance(shape, tuple):
-        return type(value) is tuple and len(value) == len(shape) and all(map(_fits, value, shape))
-    if isinstance(shape, list):
-        return type(value) is list and all(_fits(item, shape[0]) for item in value)
-    if isinstance(shape, dict):
-        ((key_shape, item_shape),) = shape.items()
-        return type(value) is dict and all(_fits(k, key_shape) and _fits(v, item_shape) for k, v in value.items())
-    return shape is object or type(value) is shape or (isinstance(shape, frozenset) and type(value) in shape)
 
 
 class NodeSnapshot:

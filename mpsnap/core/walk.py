@@ -12,13 +12,14 @@ after a refusal.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Set
 from itertools import chain
 from typing import Any
 
 from mpsnap.core.errors import CodecError
 from mpsnap.core.kinds import (
     CLOCKS,
+    ENUM,
     KINDS,
     LEAVES,
     MAPPINGS,
@@ -28,6 +29,7 @@ from mpsnap.core.kinds import (
     Opaque,
     Shape,
     class_name,
+    contents_of_all,
     flaw_of,
     instance_contents,
     module_name,
@@ -38,8 +40,13 @@ from mpsnap.core.kinds import (
 #: How many containers may stand inside each other. Well below what Python's own recursion, and msgpack's, allow.
 MAX_DEPTH = 100
 
+_NO_KINDS: frozenset[type] = frozenset()
+
 #: How many containers are looked at one by one, before going level by level is the faster way. Below `MAX_DEPTH`.
 _FEW = 32
+
+#: Up to how many items a loop looks at their types faster than a method of a set does: for two, in half the time.
+_SEVERAL = 8
 
 _HINT = (
     "convert it to plain data, name its class in `types = (...)`, leave the attribute out with `transient = (...)`, "
@@ -62,9 +69,9 @@ class Classes:
     __slots__ = ("_by_name", "_modules", "_shapes")
 
     def __init__(self, types: Iterable[type], modules: Iterable[str]) -> None:
-        #: The allowed classes seen so far; those of the modules join when they are met.
+        #: Those of the allowed classes seen so far; those of the modules join when they are met.
         self._shapes: dict[type, Shape] = {}
-        self._by_name: dict[str, type] = {}
+        self._by_name: dict[str, Shape] = {}
         self._modules = frozenset(map(module_name, modules))
         for cls in types:
             shape = shape_of(cls) if isinstance(cls, type) else None
@@ -73,23 +80,26 @@ class Classes:
                     f"{cls!r} in `types` is not an Enum, dataclass or NamedTuple class",
                     hint="name only such classes, and none that extends a built-in type such as dict",
                 )
-            if self._by_name.setdefault(shape.name, cls) is not cls:
+            if self._by_name.setdefault(shape.name, shape).cls is not cls:
                 raise CodecError(f"two classes in `types` have the name {shape.name}", hint="rename one of them")
             self._shapes[cls] = shape
 
     def shape(self, kind: type) -> Shape | None:
         """Return the shape of an allowed class, None for every other type."""
         shape = self._shapes.get(kind)
-        if shape is None and module_name(kind.__module__) in self._modules and self.find(class_name(kind)) is kind:
-            return self._shapes[kind]
+        if shape is None and module_name(kind.__module__) in self._modules:
+            found = self.find(class_name(kind))
+            return found if found is not None and found.cls is kind else None
         return shape
 
-    def find(self, name: str) -> type | None:
-        """Return the allowed class of that name, None if there is none. Imports nothing."""
-        cls = self._by_name.get(name)
+    def find(self, name: str) -> Shape | None:
+        """Return the shape of the allowed class of that name, None if there is none. Imports nothing."""
+        known = self._by_name.get(name)
+        if known is not None:
+            return known
         module, _, path = name.partition(":")
-        if cls is not None or module not in self._modules:
-            return cls
+        if module not in self._modules:
+            return None
         found: Any = sys.modules.get(module)
         for step in path.split("."):
             # Not getattr: a module may import, or do anything else, when it is asked for a name it does not have.
@@ -97,17 +107,17 @@ class Classes:
         shape = shape_of(found) if isinstance(found, type) else None
         if shape is None or shape.name != name:
             return None
-        self._shapes[found], self._by_name[name] = shape, found
-        return self._by_name[name]
+        self._shapes[found] = self._by_name[name] = shape
+        return shape
 
 
-def survey(value: object, classes: Classes) -> set[type] | None:
+def survey(value: object, classes: Classes) -> Set[type] | None:
     """Return the types of all that is in a value, or None if it cannot be kept. Of a simple value, no types.
 
     Level by level and, within a level, kind by kind, so that nearly all the work on big containers happens in C.
     """
-    if _is_simple(value, classes, set()):
-        return set()
+    if _is_simple(value, classes, None):
+        return _NO_KINDS
     kinds = {type(value)}
     reached: set[int] = set()
     level: list[Any] = [value]
@@ -142,33 +152,51 @@ def explain(value: object, where: str, classes: Classes) -> CodecError:
     return error or CodecError("the value changed while it was looked at", where=where)
 
 
-def _is_simple(value: Any, classes: Classes, met: set[int]) -> bool:
+def _is_simple(value: Any, classes: Classes, met: set[int] | None) -> bool:
     """Return whether a value is certainly a small tree of the commonest kinds, or a flat one of any size.
 
-    Most payloads are, and are spared the cost of going level by level. False means no more than: look properly.
+    Most payloads are, and are spared the cost of going level by level. False means no more than: look properly. `met`
+    has what the value stands in, and what was met beside it; nothing of the outermost one.
     """
     kind = type(value)
-    if kind in LEAVES:
-        return True
-    items: Collection[object]
-    if kind is dict:
-        if not LEAVES.issuperset(map(type, value)):
-            return False
-        items = value.values()
-    elif kind is list or kind is tuple:
+    items: Collection[object] | None
+    if kind is list or kind is tuple:
         items = value
+    elif kind is dict or kind is set or kind is frozenset:
+        if not _is_flat(value):
+            return False
+        items = value.values() if kind is dict else ()
+    elif kind in LEAVES:
+        return True
     else:
         shape = None if kind in KINDS else classes.shape(kind)
-        contents = None if shape is None else instance_contents([value], shape)
-        if not contents:  # of an Enum's member there are none
-            return contents is not None
-        items = contents[0]
-    if id(value) in met or len(met) >= _FEW:
-        return False
-    met.add(id(value))
-    if LEAVES.issuperset(map(type, items)):
+        items = None if shape is None else instance_contents(value, shape)
+        if items is None or shape is None or shape.tag == ENUM:
+            return items is not None
+    if met is not None:
+        if id(value) in met or len(met) >= _FEW:
+            return False
+        met.add(id(value))
+    if len(items) > _SEVERAL and LEAVES.issuperset(map(type, items)):
         return True
-    return len(items) <= _FEW and all(_is_simple(item, classes, met) for item in items if type(item) not in LEAVES)
+    if len(items) > _FEW:
+        return False
+    for item in items:
+        if type(item) not in LEAVES:
+            if met is None:
+                met = {id(value)}
+            if not _is_simple(item, classes, met):
+                return False
+    return True
+
+
+def _is_flat(items: Collection[object]) -> bool:
+    if len(items) > _SEVERAL:
+        return LEAVES.issuperset(map(type, items))
+    for item in items:  # noqa: SIM110 - to set up a generator takes longer than the loop
+        if type(item) not in LEAVES:
+            return False
+    return True
 
 
 def _is_mutable(kind: type, shape: Shape | None) -> bool:
@@ -185,7 +213,7 @@ def _contents(kind: type, shape: Shape | None, group: list[Any]) -> tuple[Callab
     if kind in CLOCKS:
         return (lambda: [item.tzinfo for item in group],)
     if shape is not None:
-        contents = instance_contents(group, shape)
+        contents = contents_of_all(group, shape)
         return None if contents is None else (lambda: chain.from_iterable(contents),)
     if (kind not in SIMPLE and kind is not Opaque) or any(flaw_of(item, None) for item in group):
         return None

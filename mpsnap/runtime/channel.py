@@ -12,33 +12,32 @@ Rules a maintainer keeps:
 
 - Neither end ever blocks. Two nodes blocked in writing to each other's full pipes would wait for ever.
 - Messages and markers of a channel go through one backlog in the order of the calls.
-- Frames hold plain data only: `marshal` keeps the types of what cannot change exactly and, unlike pickle, runs no code.
+- A frame's payloads stay packed (`mpsnap.core.batch`) until somebody takes them.
 """
 
 from __future__ import annotations
 
-import marshal
 import os
 import struct
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Sequence
 from multiprocessing.queues import Queue
 from typing import Any
 
-from mpsnap.core.codec import Encoded
+from mpsnap.core.batch import PackedBatch, pack_batch
 from mpsnap.core.errors import ClusterError, ProtocolError
 from mpsnap.core.protocol import Marker, SnapshotId
 
 #: What one turn reads from one channel, so that a busy one does not keep the others waiting.
 READ_BYTES = 64 * 1024
 
-#: Bytes that follow, kind, number of the first message or count of the marker.
-_HEADER = struct.Struct("!IBQ")
+#: Bytes that follow, kind, number of the first message or count of the marker, how many messages.
+_HEADER = struct.Struct("!IBQI")
 _BATCH, _BATCH_WITH_ENCODED, _MARKER = range(3)
-#: `marshal` version 2 keeps no table of repeated objects: faster for small tuples, and nothing here needs one.
-_MARSHAL_VERSION = 2
 
-Batch = tuple[int, list[object]]
+#: The number of the first message, and the payloads.
+Batch = tuple[int, Sequence[object]]
 
 
 class Sender(ABC):
@@ -74,6 +73,8 @@ class Receiver(ABC):
     @abstractmethod
     def receive(self) -> list[Batch | Marker]:
         """Return the next items, none if there are none now: `(first number, payloads)` or a marker.
+
+        Payloads may be a sequence that is unpacked when it is iterated over, and raises `CodecError` if it cannot be.
 
         Raises:
             ClusterError: The other end is gone for good.
@@ -123,32 +124,20 @@ class QueueSender(Sender):
         close_reader(queue)
         #: Frames not yet written, the first possibly in part.
         self._backlog: deque[memoryview] = deque()
-        #: Whether the last batch held encoded payloads: then the next one surely does too.
+        #: Whether the last batch held encoded payloads: then the next one probably does too.
         self._encodes = False
 
     def send(self, first: int, payloads: list[object]) -> bool:
-        kind, body = self._packed(payloads)
-        self.message_bytes = max(1, len(body) // len(payloads))
-        return self._write(_HEADER.pack(len(body), kind, first), body)
+        batch = pack_batch(payloads, self._encodes)
+        self._encodes = batch.encodes
+        length = len(batch.data)
+        self.message_bytes = max(1, length // batch.size)
+        kind = _BATCH_WITH_ENCODED if batch.encodes else _BATCH
+        return self._write(_HEADER.pack(length, kind, first, batch.size), batch.data)
 
     def send_marker(self, marker: Marker) -> bool:
-        body = marshal.dumps(tuple(marker.snapshot_id), _MARSHAL_VERSION)
-        return self._write(_HEADER.pack(len(body), _MARKER, marker.sent), body)
-
-    def _packed(self, payloads: list[object]) -> tuple[int, bytes]:
-        if not self._encodes:
-            try:
-                return _BATCH, marshal.dumps(payloads, _MARSHAL_VERSION)
-            except ValueError:
-                # So an encoded payload among hundreds is found without looking at each: it refuses nothing else.
-                self._encodes = True
-        encoded = []
-        for k, payload in enumerate(payloads):
-            if type(payload) is Encoded:
-                encoded.append(k)
-                payloads[k] = payload.data
-        self._encodes = bool(encoded)
-        return _BATCH_WITH_ENCODED, marshal.dumps((payloads, encoded), _MARSHAL_VERSION)
+        body = str(marker.snapshot_id).encode()
+        return self._write(_HEADER.pack(len(body), _MARKER, marker.sent, 0), body)
 
     def flush(self) -> bool:
         while self._backlog:
@@ -223,18 +212,21 @@ class QueueReceiver(Receiver):
 
     def _parse(self, data: bytes) -> list[Batch | Marker]:
         items: list[Batch | Marker] = []
-        view = memoryview(data)
         at, size = 0, len(data)
         needed = _HEADER.size
         while size - at >= _HEADER.size:
-            length, kind, number = _HEADER.unpack_from(data, at)
+            length, kind, number, count = _HEADER.unpack_from(data, at)
             if kind > _MARKER:
                 # At once: the length is not one either, and so many bytes may never come.
                 raise ProtocolError(f"a channel carried a frame of unknown kind {kind}")
             needed = _HEADER.size + length
             if size - at < needed:
                 break
-            items.append(_item(kind, number, view[at + _HEADER.size : at + needed]))
+            body = data[at + _HEADER.size : at + needed]
+            if kind == _MARKER:
+                items.append(Marker(_snapshot_id(body), number))
+            else:
+                items.append((number, PackedBatch(count, kind == _BATCH_WITH_ENCODED, body)))
             at += needed
             needed = _HEADER.size
         if at < size:
@@ -242,25 +234,8 @@ class QueueReceiver(Receiver):
         return items
 
 
-def _item(kind: int, number: int, body: memoryview) -> Batch | Marker:
+def _snapshot_id(body: bytes) -> SnapshotId:
     try:
-        content = marshal.loads(body)
-        if kind == _MARKER:
-            return Marker(_snapshot_id(*content), number)
-        payloads, encoded = (content, ()) if kind == _BATCH else content
-        if type(payloads) is list:
-            for k in encoded:
-                data = payloads[k]
-                if type(data) is not bytes:
-                    raise TypeError(f"{type(data).__name__} in place of encoded bytes")
-                payloads[k] = Encoded(data)
-            return number, payloads
-    except (EOFError, ValueError, TypeError, IndexError) as error:
-        raise ProtocolError(f"a channel carried a frame that nobody wrote: {error}") from error
-    raise ProtocolError(f"a channel carried a {type(payloads).__name__} where a batch was due")
-
-
-def _snapshot_id(incarnation: object, initiator: object, n: object) -> SnapshotId:
-    if type(incarnation) is int and type(initiator) is str and type(n) is int:
-        return SnapshotId(incarnation, initiator, n)
-    raise TypeError("no snapshot id")
+        return SnapshotId.parse(body.decode())
+    except ValueError as error:
+        raise ProtocolError(f"a channel carried a marker that nobody wrote: {error}") from error

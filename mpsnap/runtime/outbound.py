@@ -29,6 +29,8 @@ from mpsnap.runtime.deadlock import REPORT_SECONDS
 #: A batch leaves at this many messages or, going by the size of the last ones, at about this many bytes.
 BATCH_MESSAGES = 256
 BATCH_BYTES = 48 * 1024
+#: Fewer messages than these leave before a node looks whether more has arrived: it would only delay them.
+SPARSE_MESSAGES = 8
 #: A channel is quiet if nothing has left on it for so long; and the age at which a message waits no more.
 QUIET_SECONDS = 0.001
 AGE_SECONDS = 0.001
@@ -41,15 +43,28 @@ HARD_CAP = 4_000_000
 class _Lane:
     """One outbound channel: its outbox, its sender, and what is known of its receiver's count."""
 
-    __slots__ = ("left", "line", "outbox", "sender", "sent_slot", "since", "taken_slot", "window")
+    __slots__ = (
+        "left",
+        "line",
+        "message_bytes",
+        "most",
+        "outbox",
+        "sender",
+        "sent_slot",
+        "since",
+        "taken_slot",
+        "window",
+    )
 
     def __init__(self, sender: QueueSender, outbox: Outbox, slots: tuple[int, int], window: int) -> None:
         self.sender = sender
         self.outbox = outbox
         #: Where the counts of messages sent and taken stand in the shared memory.
         self.sent_slot, self.taken_slot = slots
-        #: Messages that may be sent and not taken, going by their size.
+        #: Going by the size of the last ones: messages that may be sent and not taken, and those that make a batch.
         self.window = window
+        self.most = BATCH_MESSAGES
+        self.message_bytes = 1
         #: When something last left; and when the oldest message that waits was sent, 0 while none does.
         self.left = self.since = 0.0
         #: The message after which the receiver's count has to be read again.
@@ -59,17 +74,6 @@ class _Lane:
     def low(self) -> int:
         """How many messages on their way stop what begins something new."""
         return max(1, self.window // 2)
-
-    def next_look(self) -> int:
-        """Return how many messages are to stand in the outbox when it is offered the next time."""
-        count = len(self.outbox.payloads)
-        until_line = self.line + 1 - self.outbox.sent
-        return max(count + 1, min(BATCH_MESSAGES, self.bytes_limit, count + until_line))
-
-    @property
-    def bytes_limit(self) -> int:
-        """How many messages make a batch of full size."""
-        return BATCH_BYTES // self.sender.message_bytes
 
 
 class Outbound:
@@ -135,15 +139,18 @@ class Outbound:
         count = len(outbox.payloads)
         if self.eager:
             self.now = time.monotonic()
-        if count >= BATCH_MESSAGES or count >= lane.bytes_limit or (self.eager and self._late(lane)):
+        if count >= lane.most or (self.eager and self._late(lane)):
             self._ship(lane)
+            count = 0
         elif not lane.since:
             lane.since = self.now
             self._waiting[outbox.dst] = lane
-        if outbox.sent > lane.line:
+        sent = outbox.sent
+        if sent > lane.line:
             self._look_at_window(lane)
-        limit = lane.next_look()
-        outbox.limit = min(limit, 2 * count) if self.eager and lane.since else limit if lane.since else 1
+        # The next look is where the batch is full, at the line, or, after a short while of an eager channel, soon.
+        full = lane.most if count and not self.eager else min(lane.most, 2 * count)
+        outbox.limit = max(count + 1, min(full, count + lane.line + 1 - sent))
 
     def send_marker(self, dst: str, marker: Marker) -> None:
         """Send a marker behind all that was sent there."""
@@ -159,6 +166,15 @@ class Outbound:
             if not all_of_it and self.now - lane.since < AGE_SECONDS:
                 return
             self._ship(lane)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether anything waits to leave."""
+        return bool(self._waiting)
+
+    def is_sparse(self) -> bool:
+        """Return whether so little waits that it need not wait for more."""
+        return sum([len(lane.outbox.payloads) for lane in self._waiting.values()]) < SPARSE_MESSAGES
 
     def writable(self, fd: int) -> None:
         """Write what a full pipe has left over."""
@@ -178,12 +194,21 @@ class Outbound:
         if not lane.sender.send(first, payloads):
             self._await_writable(lane.sender.fileno(), True)
         self._words[lane.sent_slot] = lane.outbox.sent
-        lane.window = max(2, min(self._window, WINDOW_BYTES // lane.sender.message_bytes))
+        if lane.sender.message_bytes != lane.message_bytes:
+            self._size(lane)
         lane.left = self.now
         if lane.since:
             lane.since = 0.0
             del self._waiting[lane.outbox.dst]
         lane.outbox.limit = 1
+
+    def _size(self, lane: _Lane) -> None:
+        lane.message_bytes = lane.sender.message_bytes
+        lane.most = max(1, min(BATCH_MESSAGES, BATCH_BYTES // lane.message_bytes))
+        window = max(2, min(self._window, WINDOW_BYTES // lane.message_bytes))
+        if window != lane.window:
+            # The line belongs to the other window.
+            lane.window, lane.line = window, 0
 
     # --------------------------------------------------------------------- room
 
@@ -196,9 +221,11 @@ class Outbound:
 
     def full_channels(self) -> tuple[float, dict[str, float]] | None:
         """Return the time, and the channels that are full and since when; None if it is not time to report them."""
+        if not self._full:
+            return None
         # The time first and then the look: what is full now was full then, however long the two are apart.
         now = time.monotonic()
-        if not self._full or now < self._next_report:
+        if now < self._next_report:
             return None
         self._next_report = now + REPORT_SECONDS
         self.room()

@@ -33,9 +33,10 @@ from mpsnap.core.blame import blame
 from mpsnap.core.errors import ClusterError, MpsnapError, SnapshotError, one_line
 from mpsnap.core.journal import JournaledCore
 from mpsnap.core.nodecore import Driver, Encode, NodeCore
+from mpsnap.core.part import pack
 from mpsnap.core.program import Program, codec_of, load_node_class
 from mpsnap.core.protocol import LocalSnapshot, Marker, Outbox, SnapshotId
-from mpsnap.core.snapshot import Captured, UnfinishedState, pack
+from mpsnap.core.snapshot import Captured, UnfinishedState
 from mpsnap.core.topology import Channel
 from mpsnap.runtime import lifeline
 from mpsnap.runtime.board import Board
@@ -184,9 +185,8 @@ class NodeProcess(Driver):
         self._register(self._control.fd, self._read_control)
         for src, receiver in self._receivers.items():
             self._register(receiver.fileno(), partial(self._read_channel, src, receiver))
-        self._flush()
+        self._outbound.flush(all_of_it=True)
         self._tell("ready")
-        self._flush_results()
 
     def _make_outbound(self) -> Outbound:
         spec = self._spec
@@ -211,7 +211,7 @@ class NodeProcess(Driver):
         # Whatever is still being encoded, its snapshot was lost when the stop was asked for.
         self._captures.close()
         self._core.stop()
-        self._flush()
+        self._outbound.flush(all_of_it=True)
         self._publish_counts()
         if self._journal is not None:
             self._journal.close()
@@ -258,10 +258,12 @@ class NodeProcess(Driver):
 
     def _wait(self) -> None:
         timeout = self._timeout()
-        events = self._epoll.poll(0)
-        if not events and timeout != 0.0:
-            # Not before: what has just arrived may add to the batches that wait.
-            self._flush()
+        idle = timeout != 0.0
+        # What has just arrived may add to the batches that wait, so it is looked at before they leave.
+        events = self._epoll.poll(0) if self._outbound.waiting or not idle else []
+        if idle and not events:
+            if self._outbound.waiting:
+                self._outbound.flush(all_of_it=True)
             self.phase("waiting")
             events = self._epoll.poll(timeout)
         now = time.monotonic()
@@ -271,7 +273,7 @@ class NodeProcess(Driver):
             if mask & ~select.EPOLLOUT and fd in self._on_readable:
                 self._on_readable[fd]()
             elif fd == self._results.fd:
-                self._flush_results()
+                self._write_results()
             elif fd in self._awaited:
                 self._outbound.writable(fd)
         self._view.turn(now)
@@ -302,9 +304,12 @@ class NodeProcess(Driver):
             outbound.now = clock()
             self._slow[self._phase] = outbound.eager = outbound.now - before >= SLOW_SECONDS
             before = outbound.now
-        outbound.flush(all_of_it=False)
-        self._flush_results()
-        full = self._outbound.full_channels()
+            if not core.busy:
+                break
+        # A few messages leave at once, before anything else is seen to: their receivers wake up meanwhile.
+        if outbound.waiting:
+            outbound.flush(all_of_it=not core.busy and outbound.is_sparse())
+        full = outbound.full_channels()
         if full is not None:
             self._tell("blocked", *full)
 
@@ -313,13 +318,8 @@ class NodeProcess(Driver):
         room = self._outbound.room()
         return 0 if self._results.backlog_bytes > RESULT_BACKLOG_BYTES else room
 
-    def _flush(self) -> None:
-        self._outbound.flush(all_of_it=True)
-        self._flush_results()
-
-    def _flush_results(self) -> None:
-        if self._results.backlog_bytes or self._results.fd in self._awaited:
-            self._await_writable(self._results.fd, not self._results.flush())
+    def _write_results(self) -> None:
+        self._await_writable(self._results.fd, not self._results.flush())
 
     def _publish_counts(self) -> None:
         if hasattr(self, "_outbound"):
@@ -378,6 +378,8 @@ class NodeProcess(Driver):
 
     def _tell(self, *note: object) -> None:
         self._results.post(note)
+        if self._results.backlog_bytes:
+            self._await_writable(self._results.fd, True)
 
     def send(self, dst: str, number: int, payload: object) -> None:
         self._outbound.send(dst, payload)

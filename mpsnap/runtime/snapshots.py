@@ -18,8 +18,9 @@ from collections.abc import Callable, Mapping
 from mpsnap.core.codec import Codec
 from mpsnap.core.errors import ConsistencyError, MpsnapError, SnapshotError
 from mpsnap.core.events import Event, Initiated, SnapshotAbandoned, SnapshotCompleted, SnapshotInitiated
+from mpsnap.core.part import unpack
 from mpsnap.core.protocol import FinishedIds, SnapshotId
-from mpsnap.core.snapshot import GlobalSnapshot, StoredState, unpack
+from mpsnap.core.snapshot import GlobalSnapshot, StoredState
 from mpsnap.core.topology import Topology
 from mpsnap.runtime.collection import Collection
 from mpsnap.runtime.deadlines import Deadlines

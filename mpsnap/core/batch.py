@@ -1,0 +1,97 @@
+"""Payloads of messages in a row, packed into bytes: as they travel, as they wait, and as a snapshot brings them in.
+
+This module owns how payloads are packed. It must not know channels, or what a payload means.
+
+Packing serves speed, between processes of one cluster that trust each other: a batch is packed once by its sender and
+unpacked once, by whoever takes the messages. Until then it stays as it is, in the inbox and in the recorded state of
+its channel, so that a hundred thousand messages in flight cost no more than their bytes.
+
+`marshal` is three times as fast as what the codec does, and exact for what cannot change. Like the codec, and unlike
+pickle, it runs no code; unlike the codec's, its bytes are good for one version of Python, and not to be kept.
+"""
+
+from __future__ import annotations
+
+import marshal
+from collections.abc import Iterator, Sequence
+from typing import overload
+
+from mpsnap.core.errors import CodecError
+from mpsnap.core.kinds import Encoded, told
+
+#: Version 2 keeps no table of repeated objects: faster for small tuples, and nothing here needs one.
+_VERSION = 2
+
+
+class PackedBatch(Sequence[object]):
+    """Show payloads that are packed; they are unpacked anew at every look.
+
+    `size` says how many they are, `encodes` whether some of them are `Encoded`. Looking raises `CodecError` if the
+    bytes hold something else.
+    """
+
+    __slots__ = ("data", "encodes", "size")
+
+    def __init__(self, size: int, encodes: bool, data: bytes) -> None:
+        self.size = size
+        self.encodes = encodes
+        self.data = data
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[object]:
+        return iter(self.unpacked())
+
+    @overload
+    def __getitem__(self, index: int) -> object: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[object]: ...
+    def __getitem__(self, index: int | slice) -> object:
+        return self.unpacked()[index]
+
+    def __repr__(self) -> str:
+        return f"<{self.size} payloads in {len(self.data)} bytes>"
+
+    def unpacked(self) -> list[object]:
+        """Return the payloads.
+
+        Raises:
+            CodecError: The bytes are not so many payloads.
+        """
+        try:
+            content = marshal.loads(self.data)
+            payloads, encoded = content if self.encodes else (content, ())
+            if type(payloads) is not list or len(payloads) != self.size:
+                raise TypeError(f"a {type(payloads).__name__} in place of {self.size} payloads")
+            for k in encoded:
+                data = payloads[k]
+                if type(data) is not bytes:
+                    raise TypeError(f"a {type(data).__name__} in place of encoded bytes")
+                payloads[k] = Encoded(data)
+        except (EOFError, ValueError, TypeError, IndexError) as error:
+            raise CodecError(f"{len(self.data)} bytes are not payloads that were packed: {told(error)}") from error
+        return payloads
+
+
+def pack_batch(payloads: list[object], encodes: bool = False) -> PackedBatch:
+    """Pack payloads, each of them fixed; the list is given away.
+
+    Args:
+        payloads: What to pack.
+        encodes: Whether some of them are probably `Encoded`: a wrong guess costs time alone.
+    """
+    if not encodes:
+        try:
+            return PackedBatch(len(payloads), False, marshal.dumps(payloads, _VERSION))
+        except ValueError:
+            # So an encoded payload among hundreds is found without looking at each: it refuses nothing else.
+            pass
+    encoded = []
+    for k, payload in enumerate(payloads):
+        if type(payload) is Encoded:
+            encoded.append(k)
+            payloads[k] = payload.data
+    return PackedBatch(
+        len(payloads), bool(encoded), marshal.dumps((payloads, encoded) if encoded else payloads, _VERSION)
+    )

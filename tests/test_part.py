@@ -1,0 +1,254 @@
+"""The bytes of a node's part of a snapshot: exact, quick to read, and an error whatever else they hold."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import msgpack
+import pytest
+from harness import PLAIN
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_snapshot import TRIANGLE, merged, parts_of
+
+from mpsnap.core.batch import PackedBatch, pack_batch
+from mpsnap.core.codec import Encoded, freeze
+from mpsnap.core.errors import CodecError, ConsistencyError
+from mpsnap.core.part import FORMAT, pack, unpack
+from mpsnap.core.protocol import Chained, ChannelState, LocalSnapshot, SnapshotId
+from mpsnap.core.snapshot import Captured, NodeSnapshot, StoredState, Timer
+
+PAYLOADS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=4) | st.binary(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.tuples(inner, inner) | st.dictionaries(st.text(max_size=2), inner),
+    max_leaves=5,
+)
+COUNTS = st.integers(0, 2**63)
+NAMES = st.sampled_from(["A", "B", "C-1", "N10"])
+
+
+@st.composite
+def local_snapshots(draw: st.DrawFn) -> LocalSnapshot:
+    frozen = PAYLOADS.map(lambda value: freeze(value, PLAIN))
+    timers = st.builds(
+        Timer, st.floats(0, 1e6), st.none() | st.floats(0.1, 1e6), st.text(max_size=5), PAYLOADS.map(lambda v: (v,))
+    ).map(lambda timer: timer._replace(args=freeze(timer.args, PLAIN)))
+    captured = Captured(
+        state=draw(st.binary(max_size=20)),
+        timers=tuple(draw(st.lists(timers, max_size=2))),
+        random=draw(st.tuples(st.integers() | st.text(max_size=5), COUNTS)),
+        passive=draw(st.booleans()),
+        finished=draw(st.booleans()),
+        emitted=draw(COUNTS),
+    )
+    states = st.builds(ChannelState, COUNTS, st.lists(frozen, max_size=4).map(tuple))
+    return LocalSnapshot(
+        node=draw(NAMES),
+        snapshot_id=SnapshotId(draw(COUNTS), draw(NAMES), draw(COUNTS)),
+        captured=captured,
+        sent=draw(st.dictionaries(NAMES, COUNTS)),
+        received=draw(st.dictionaries(NAMES, COUNTS)),
+        channels=draw(st.dictionaries(NAMES, states)),
+    )
+
+
+@given(local_snapshots())
+@settings(max_examples=60)
+def test_a_part_comes_back_from_its_bytes(local: LocalSnapshot) -> None:
+    """Equal in every field, and of the same types."""
+    again = unpack(pack(local))
+    assert again == local
+    channels = {src: state._replace(payloads=tuple(state.payloads)) for src, state in again.channels.items()}
+    assert repr(again._replace(channels=channels)) == repr(local)
+
+
+def test_messages_in_flight_stay_packed_all_the_way() -> None:
+    """As they came from their senders, and opened by those who look; what was taken apart already is packed again."""
+    packed = pack_batch([(1, 2), Encoded(b"x")])
+    payloads = Chained([["first", Encoded(b"y")], packed])
+    local = one_part()._replace(channels={"A": ChannelState(3, payloads)})
+    (back,) = unpack(pack(local)).channels.values()
+    assert isinstance(back.payloads, Chained)
+    _, again = back.payloads.batches
+    assert isinstance(again, PackedBatch)
+    assert again.data == packed.data
+    assert len(back.payloads) == 4
+    assert back.payloads == ("first", Encoded(b"y"), (1, 2), Encoded(b"x"))
+    assert back.payloads[3] == Encoded(b"x")
+    assert back.payloads[:2] == ("first", Encoded(b"y"))
+
+
+def test_a_batch_that_holds_something_else_is_told_when_it_is_looked_at() -> None:
+    """The count is what a cut is proven by; what nobody has packed is nobody's message."""
+    for wrong in (PackedBatch(3, False, b"["), PackedBatch(4, False, pack_batch([1, 2, 3]).data)):
+        local = one_part()._replace(channels={"A": ChannelState(3, Chained([wrong]))})
+        (back,) = unpack(pack(local)).channels.values()
+        assert len(back.payloads) == wrong.size
+        with pytest.raises(CodecError, match="not payloads that were packed"):
+            tuple(back.payloads)
+
+
+def test_messages_on_a_channel_that_is_not_there_are_refused() -> None:
+    with pytest.raises(CodecError, match="a channel that it does not have"):
+        unpack(raw(plain_part() | {"in flight": {"X": []}}))
+
+
+@given(local_snapshots())
+@settings(max_examples=30)
+def test_equal_parts_have_equal_bytes(local: LocalSnapshot) -> None:
+    assert pack(unpack(pack(local))) == pack(local)
+
+
+class Elsewhere(StoredState):
+    """Hold the bytes of a state, and remember what was asked of it."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.asked: list[str] = []
+
+    @property
+    def size(self) -> int:
+        return len(self.data)
+
+    def read(self) -> bytes:
+        self.asked.append("read")
+        return self.data
+
+    def close(self) -> None:
+        self.asked.append("close")
+
+
+@given(local_snapshots())
+@settings(max_examples=30)
+def test_a_state_may_travel_apart_from_the_rest(local: LocalSnapshot) -> None:
+    assert isinstance(local.captured, Captured)
+    state = local.captured.state
+    rest = pack(local, apart=True)
+    assert isinstance(state, bytes)
+    assert unpack(rest, state) == local
+    stored = Elsewhere(state)
+    again = unpack(rest, stored)
+    assert isinstance(again.captured, Captured)
+    assert again.captured.state is stored
+    assert stored.asked == []
+
+
+def test_a_part_has_one_state() -> None:
+    with pytest.raises(CodecError, match="its state is left out"):
+        unpack(pack(one_part(), apart=True))
+    with pytest.raises(CodecError, match="its state is there twice"):
+        unpack(pack(one_part()), b"another")
+
+
+def test_a_state_that_is_stored_is_read_when_somebody_looks_at_it() -> None:
+    stored = Elsewhere(PLAIN.encode({"n": 1}))
+    local = unpack(pack(one_part(), apart=True), stored)
+    node = NodeSnapshot(local, PLAIN)
+    assert node.stored == stored.size
+    assert stored.asked == []
+    assert (node.state, node.state) == ({"n": 1}, {"n": 1})
+    assert stored.asked == ["read", "read"]
+    assert NodeSnapshot(one_part(), PLAIN).stored is None
+    assert merged(parts_of(TRIANGLE) | {"B": local}).stored == [stored.size]
+
+
+def one_part() -> LocalSnapshot:
+    return parts_of(TRIANGLE)["B"]
+
+
+@given(st.binary(max_size=60))
+def test_bytes_that_are_no_part_are_refused(data: bytes) -> None:
+    with contextlib.suppress(CodecError):
+        unpack(data)
+
+
+@given(st.data())
+def test_damaged_bytes_are_refused_or_read_and_nothing_else(data: st.DataObject) -> None:
+    """A flipped bit may change a number; what it cannot do is raise anything but a CodecError, here or in `verify`."""
+    whole = bytearray(pack(one_part()))
+    for _ in range(data.draw(st.integers(1, 3))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    read_and_judge(bytes(whole[: data.draw(st.integers(0, len(whole)))]))
+
+
+def read_and_judge(data: bytes) -> None:
+    """Go the way that a stored part goes: whatever it is, it is refused or judged."""
+    try:
+        local = unpack(data)
+    except CodecError:
+        return
+    parts = dict(parts_of(TRIANGLE)) | {"B": local}
+    with contextlib.suppress(ConsistencyError):
+        merged(parts).verify()
+    assert isinstance(merged(parts).terminated, bool)
+
+
+FIELDS = [
+    "channels",
+    "emitted",
+    "finished",
+    "id",
+    "in flight",
+    "node",
+    "passive",
+    "random",
+    "received",
+    "sent",
+    "state",
+    "timers",
+]
+
+
+def raw(value: object) -> bytes:
+    packed: bytes = msgpack.packb(value)
+    return packed
+
+
+def plain_part() -> dict[str, Any]:
+    """Return what the bytes of a part say."""
+    plain: Any = msgpack.unpackb(pack(one_part()))
+    assert sorted(plain) == sorted([*FIELDS, "format"])
+    return dict(plain)
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_field_of_a_wrong_type_is_refused_or_harmless(field: str) -> None:
+    odd: list[Any] = [None, True, -1, 1.5, "text", b"bytes", [], [1], [1, 2], {}, {"A": 1}, {1: 2}, {"A": [1]}]
+    for value in odd:
+        read_and_judge(raw(plain_part() | {field: value}))
+
+
+@pytest.mark.parametrize(
+    ("field", "odd"),
+    [
+        *(("node", 5), ("id", [0, "A"]), ("id", ["0", "A", 1]), ("state", "text"), ("passive", 1), ("finished", None)),
+        *(("emitted", "1"), ("sent", 3), ("sent", {"C": "1"}), ("received", []), ("channels", {"A": [5]})),
+        *(("in flight", {"A": 3}), ("in flight", {"A": ["abc"]}), ("in flight", {"A": [[1, True, "x"]]})),
+        *(("timers", "abcd"), ("timers", [[1, 2]]), ("random", None), ("random", [1.5, 0]), ("sent", {"C": True})),
+    ],
+)
+def test_a_field_of_a_wrong_type_is_refused(field: str, odd: object) -> None:
+    """What `pack` never makes is no part, and does not get as far as `verify`."""
+    with pytest.raises(CodecError, match=f"not a local snapshot: something is wrong with its '{field}'"):
+        unpack(raw(plain_part() | {field: odd}))
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_missing_field_is_refused(field: str) -> None:
+    plain = plain_part()
+    del plain[field]
+    with pytest.raises(CodecError, match=f"not a local snapshot: something is wrong with its '{field}'"):
+        unpack(raw(plain))
+
+
+@pytest.mark.parametrize("version", [0, 1, FORMAT + 1, str(FORMAT), None, True, float(FORMAT)])
+def test_another_format_is_refused_by_name(version: object) -> None:
+    with pytest.raises(CodecError, match=r"of format .*, this version reads 2"):
+        unpack(raw(plain_part() | {"format": version}))
+
+
+@pytest.mark.parametrize("value", [None, 1, [], "text"])
+def test_a_value_that_is_no_part_is_refused(value: object) -> None:
+    with pytest.raises(CodecError, match="not a local snapshot"):
+        unpack(raw(value))
