@@ -1,21 +1,24 @@
 """What the event log costs: `python -m benchmarks.eventlog`.
 
-The same program with a log and without one, in alternating rounds of one run; the ratio of each pair is what counts.
-Its nodes compute for each message as long as it takes to handle about so many messages a second on this machine
-(measured first); a second row has them compute nothing at all. Every log is merged, read back, and must hold the
-messages that its run counted.
+The same program with a log and without one, in turns; what counts is the ratio of their messages a second. A second run
+without a log takes its turn too: its ratio to the first, in the notes, is what the machine's noise makes of nothing.
+
+The nodes of the first row compute for each message as long as it takes to handle about so many messages a second on
+this machine (measured first); those of the second compute nothing at all. Every log is merged, read back, and must hold
+the messages that its run counted.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import tempfile
 import time
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.measure import Benchmark, Row, Scale, main, ratio
 from mpsnap import Context, Node, Topology, parse_topology
 from mpsnap.core.history import Head, parse_log
 from mpsnap.core.program import assign
@@ -25,6 +28,8 @@ from mpsnap.runtime.supervisor import Supervisor
 SPEC, TOKENS = "complete:4", 256
 #: Messages a second that the first row aims at.
 RATE = 50_000
+#: What a run takes at least, so that the log's blocks, twenty a second, are many; and one that only finds the work.
+LEAST_SECONDS, SEARCH_SECONDS = 0.5, 0.2
 
 
 class Worker(Node):
@@ -43,14 +48,14 @@ class Worker(Node):
         ctx.send(ctx.random.choice(ctx.outbound), payload)
 
 
-class Round(NamedTuple):
-    """Hold the messages a second of one round, and how many entries its log has."""
+class Run(NamedTuple):
+    """Hold the messages a second of one run, and how many entries its log has."""
 
     rate: float
     entries: int
 
 
-def run(topology: Topology, work: int, seconds: float, path: Path | None) -> Round:
+def run(topology: Topology, work: int, seconds: float, path: Path | None) -> Run:
     """Run the program for a while, with a log if there is a path."""
     topology, programs = assign(topology, (Worker, {"tokens": TOKENS, "work": work}))
     channels = tuple((channel.src, channel.dst) for channel in topology.channels)
@@ -76,10 +81,10 @@ def run(topology: Topology, work: int, seconds: float, path: Path | None) -> Rou
     finally:
         supervisor.close()
     if log is None:
-        return Round(rate, 0)
+        return Run(rate, 0)
     log.merge(supervisor.codecs, lambda count: None)
     log.close()
-    return Round(rate, _checked(log.path, sent, received))
+    return Run(rate, _checked(log.path, sent, received))
 
 
 def _checked(path: str, sent: int, received: int) -> int:
@@ -100,49 +105,40 @@ def _work_for(topology: Topology, rate: float, seconds: float) -> int:
     return most
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.eventlog", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--rounds", type=int, default=9, help="of each, alternating (default 9)")
-    parser.add_argument("--seconds", type=float, default=0.5, help="of one round (default 0.5)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args()
-    topology = parse_topology(SPEC)
-    results = []
-    with tempfile.TemporaryDirectory(prefix="mpsnap-benchmark-") as folder:
-        for name, work in (
-            (f"about {RATE:,} messages/s", _work_for(topology, RATE, 0.2)),
-            ("as many as there can be", 0),
-        ):
-            rounds = []
-            for k in range(options.rounds):
-                # In another order each time: a run right after the merge of a long log is not like the others.
-                paths = [Path(folder, f"{k}.log"), None, None]
-                done = {}
-                for which in (k % 3, (k + 1) % 3, (k + 2) % 3):
-                    done[which] = run(topology, work, options.seconds, paths[which])
-                rounds.append((done[0], done[1], done[2]))
-            results.append(
-                {
-                    "row": name,
-                    "ratio_median": statistics.median(logged.rate / plain.rate for logged, plain, _ in rounds),
-                    "noise_median": statistics.median(again.rate / plain.rate for _, plain, again in rounds),
-                    "messages_per_s": statistics.median(plain.rate for _, plain, _ in rounds),
-                    "entries": sum(logged.entries for logged, _, _ in rounds),
-                }
-            )
-    if options.json:
-        print(json.dumps(results, indent=1))
-        return
-    for row in results:
-        print(
-            f"{row['row']:26} {row['messages_per_s']:9,.0f} messages/s without a log; "
-            f"with one {row['ratio_median']:.3f} of that "
-            f"(a second run without: {row['noise_median']:.3f}), {row['entries']:,} entries checked"
-        )
+def computing(scale: Scale) -> Iterable[Row]:
+    """Measure a program that is busy with something else than messages."""
+    topology, seconds = parse_topology(SPEC), scale.seconds if scale.quick else SEARCH_SECONDS
+    scale.told("how much to compute")
+    return _with_and_without(f"about {RATE:,} messages/s", _work_for(topology, RATE, seconds), scale)
 
+
+def forwarding(scale: Scale) -> Iterable[Row]:
+    """Measure a program that does nothing but send and receive."""
+    return _with_and_without("as many messages as there can be", 0, scale)
+
+
+def _with_and_without(title: str, work: int, scale: Scale) -> Iterable[Row]:
+    topology = parse_topology(SPEC)
+    seconds = scale.seconds if scale.quick else max(scale.seconds, LEAST_SECONDS)
+    plain = partial(run, topology, work, seconds, None)
+    # A run right after the merge of a long log is not like the others: in turns, each of them is that one.
+    turns = scale.turns(title, partial(_logged, topology, work, seconds), plain, plain)
+    notes = {
+        "messages/s without": statistics.median(once.rate for _, once, _ in turns),
+        "again without, over without": statistics.median(again.rate / once.rate for _, once, again in turns),
+        "entries checked": sum(logged.entries for logged, _, _ in turns),
+    }
+    yield ratio(
+        f"{title}, with a log over without", [(with_log.rate, once.rate) for with_log, once, _ in turns], notes=notes
+    )
+
+
+def _logged(topology: Topology, work: int, seconds: float) -> Run:
+    with tempfile.TemporaryDirectory(prefix="mpsnap-benchmark-") as folder:
+        return run(topology, work, seconds, Path(folder, "run.log"))
+
+
+BENCHMARKS: tuple[Benchmark, ...] = (computing, forwarding)
 
 if __name__ == "__main__":
-    main()
+    main("benchmarks.eventlog", __doc__, BENCHMARKS)

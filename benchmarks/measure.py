@@ -15,7 +15,7 @@ import math
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from tabulate import tabulate
@@ -35,7 +35,7 @@ class Row:
 
     `unit` is "x" for a ratio. `notes` are absolute figures, for orientation alone. A row without `floor` and `goal` is
     one of a table that shows growth. One that could not be measured has no rounds, a value that is no number, and says
-    why in `notes`.
+    why in `notes`. `failed` is what went wrong in the benchmark that the row is of: then it counts for nothing.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Row:
     floor: float | None = None
     goal: float | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+    failed: str | None = None
 
     @property
     def measured(self) -> bool:
@@ -56,14 +57,23 @@ class Row:
 
     def plain(self) -> dict[str, Any]:
         """Return the row for JSON, which knows no such numbers as stand for no value."""
-        found = asdict(self)
-        return found if self.measured else {**found, "value": None, "least": None, "most": None}
+        found = {key: _finite(value) for key, value in asdict(self).items()}
+        return {**found, "notes": {key: _finite(value) for key, value in self.notes.items()}}
+
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> Row:
+        """Return the row that `plain` was made of."""
+        return cls(**{**plain, **{key: math.nan for key in ("value", "least", "most") if plain[key] is None}})
 
     def meets(self, bound: float | None) -> bool | None:
         """Return whether the median is on the right side of a bound; None if one of the two is not there."""
-        if bound is None or not self.measured:
+        if bound is None or not self.measured or self.failed is not None:
             return None
         return self.value >= bound if self.sense == "at least" else self.value <= bound
+
+
+def _finite(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True)
@@ -109,37 +119,48 @@ def absent(name: str, why: str, **about: Any) -> Row:
     return Row(name, math.nan, math.nan, math.nan, 0, notes={"why": why}, **about)
 
 
-def measure(benchmarks: Sequence[Benchmark], scale: Scale, only: str = "") -> list[Row]:
-    """Run benchmarks, those whose name contains `only`, with a bar on a terminal."""
-    chosen = [benchmark for benchmark in benchmarks if only in benchmark.__name__]
-    rows: list[Row] = []
+def progress(items: Sequence[T]) -> tqdm[T]:
+    """Return a bar that counts benchmarks, on a terminal alone."""
     # The bar's own thread: what is measured forks, and a process that forks must have no other.
     tqdm.monitor_interval = 0
-    with tqdm(chosen, file=sys.stderr, unit="row", leave=False, disable=None) as bar:
-        watched = Scale(scale.rounds, scale.seconds, scale.quick, told=bar.set_postfix_str)
+    return tqdm(items, file=sys.stderr, unit="benchmark", leave=False, disable=None)
+
+
+def measure(benchmarks: Sequence[Benchmark], scale: Scale, only: str = "") -> list[Row]:
+    """Run benchmarks, those whose name contains `only`, with a bar on a terminal."""
+    rows: list[Row] = []
+    with progress([benchmark for benchmark in benchmarks if only in benchmark.__name__]) as bar:
+        watched = replace(scale, told=bar.set_postfix_str)
         for benchmark in bar:
             bar.set_description(benchmark.__name__)
             rows += benchmark(watched)
     return rows
 
 
+#: What the cells of a row are.
+HEADERS = ("measure", "median", "range", "floor", "held", "goal", "reached", "for orientation")
+
+
+def cells(each: Row) -> tuple[str, ...]:
+    """Return a row for people."""
+    verdict = {None: "", True: "yes", False: "NO"}
+    missing = "not measured" if each.failed is None else "failed"
+    notes = [f"{key} {_short(value)}" for key, value in each.notes.items()]
+    return (
+        each.name,
+        f"{each.value:.3g} {each.unit}" if each.measured and each.failed is None else missing,
+        f"{each.least:.3g} to {each.most:.3g}" if each.measured else "",
+        "" if each.floor is None else f"{each.sense} {each.floor:g}",
+        verdict[each.meets(each.floor)],
+        "" if each.goal is None else f"{each.goal:g}",
+        verdict[each.meets(each.goal)],
+        ", ".join(notes if each.failed is None else [each.failed]),
+    )
+
+
 def table(rows: Sequence[Row]) -> str:
     """Return rows as a table for people."""
-    verdict = {None: "", True: "yes", False: "NO"}
-    body = [
-        (
-            each.name,
-            f"{each.value:.3g} {each.unit}" if each.measured else "not measured",
-            f"{each.least:.3g} to {each.most:.3g}" if each.measured else "",
-            "" if each.floor is None else f"{each.sense} {each.floor:g}",
-            verdict[each.meets(each.floor)],
-            "" if each.goal is None else f"{each.goal:g}",
-            verdict[each.meets(each.goal)],
-            ", ".join(f"{key} {_short(value)}" for key, value in each.notes.items()),
-        )
-        for each in rows
-    ]
-    return tabulate(body, headers=("measure", "median", "range", "floor", "held", "goal", "reached", "for orientation"))
+    return tabulate([cells(each) for each in rows], headers=HEADERS, disable_numparse=True)
 
 
 def _short(value: object) -> str:
@@ -151,12 +172,24 @@ def options(prog: str, description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m {prog}", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, help=f"of each contender, in turns (default {ROUNDS})")
-    parser.add_argument("--seconds", type=float, help=f"that a contender runs in a round (default {SECONDS})")
+    parser.add_argument("--rounds", type=_rounds, help=f"of each contender, in turns (default {ROUNDS})")
+    parser.add_argument("--seconds", type=_seconds, help=f"that a contender runs in a round (default {SECONDS})")
     parser.add_argument("--quick", action="store_true", help="see that everything works; the figures mean nothing")
     parser.add_argument("--only", default="", metavar="TEXT", help="only the functions with this in their name")
     parser.add_argument("--json", action="store_true", help="print JSON")
     return parser
+
+
+def _rounds(text: str) -> int:
+    if (rounds := int(text)) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return rounds
+
+
+def _seconds(text: str) -> float:
+    if not 0 < (seconds := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError("must be above 0")
+    return seconds
 
 
 def scale_of(chosen: argparse.Namespace) -> Scale:
@@ -166,8 +199,12 @@ def scale_of(chosen: argparse.Namespace) -> Scale:
     return Scale(rounds, seconds, chosen.quick)
 
 
-def main(prog: str, description: str | None, benchmarks: Sequence[Benchmark]) -> None:
-    """Be the command line of one benchmark: measure and print."""
-    chosen = options(prog, description).parse_args()
+def run(benchmarks: Sequence[Benchmark], chosen: argparse.Namespace) -> None:
+    """Measure what a command line asks for, and print."""
     rows = measure(benchmarks, scale_of(chosen), chosen.only)
     print(json.dumps([each.plain() for each in rows], indent=1, allow_nan=False) if chosen.json else table(rows))
+
+
+def main(prog: str, description: str | None, benchmarks: Sequence[Benchmark]) -> None:
+    """Be the command line of one benchmark: measure and print."""
+    run(benchmarks, options(prog, description).parse_args())

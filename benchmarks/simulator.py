@@ -4,13 +4,10 @@
   `q.append(q.popleft())`: the least that anything could cost that moves items through queues.
 - sparse: one message goes round a ring of 1,000 nodes; one delivery over one in a ring of 10. It must not matter how
   many nodes have nothing to do.
-- scale (with --scale): one snapshot of a graph of 100,000 nodes, with tokens in flight, each in a process of its own.
-  Seconds and memory are those of the whole process: topology, nodes, tokens, snapshot and proof. Without the garbage
-  collector (`gc.disable()`): it would search millions of objects over and over, all of which stay, and take a quarter
-  of the time. With --collector it runs.
-
-What is compared alternates in one run, and the median of the rounds' ratios is what counts: machines are noisy, and
-absolute figures compare nothing.
+- large (with --scale, and in `python -m benchmarks`): one snapshot of a graph of 100,000 nodes, with tokens in flight,
+  each in a process of its own. Seconds and memory are those of the whole process: topology, nodes, tokens, snapshot and
+  proof. Without the garbage collector (`gc.disable()`): it would search millions of objects over and over, all of which
+  stay, and take a quarter of the time. With --collector it runs.
 """
 
 from __future__ import annotations
@@ -19,33 +16,31 @@ import argparse
 import gc
 import json
 import resource
-import statistics
 import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+from benchmarks.measure import Benchmark, Row, Scale, options, ratio, row, run
 from mpsnap import Context, Node, parse_topology
 from mpsnap.apps.tokens import conserved
 from mpsnap.core.program import assign
 from mpsnap.simulator.simulator import Simulator, random_delays
 
-EXAMPLE = """\
-example:
-  python -m benchmarks.simulator --rounds 15 --scale
-"""
-
 DENSE = ("ring:10", "ring:100", "ring:1000", "complete:8")
 SPARSE = ("ring:1000", "ring:10")
 #: The second has about a million channels.
-SCALE = ("ring:100000", "random:100000:0.00009:1")
+LARGE = ("ring:100000", "random:100000:0.00009:1")
 
 #: The most that each may cost: rotations a delivery, ratio, seconds, GiB.
 MOST_DENSE, MOST_SPARSE, MOST_SECONDS, MOST_GIB = 100, 3, 60, 4
 
-#: Deliveries and rotations of one round.
-DELIVERIES, ROTATIONS = 20_000, 100_000
+#: Deliveries and rotations of one round; of a quick one, a tenth.
+DELIVERIES, ROTATIONS, QUICK_PART = 20_000, 100_000, 10
 #: Delays are 0 to one less than this many ticks.
 DELAYS = 5
 
@@ -71,69 +66,81 @@ def forwarding(spec: str, *, everywhere: bool) -> Simulator:
     return Simulator(topology, programs, random_delays(1, DELAYS))
 
 
-def delivery_seconds(simulator: Simulator) -> float:
+def delivery_seconds(simulator: Simulator, deliveries: int) -> float:
     """Return what one delivery takes."""
     before = simulator.deliveries
     start = time.perf_counter()
-    while simulator.deliveries < before + DELIVERIES:
+    while simulator.deliveries < before + deliveries:
         simulator.advance(50)
     return (time.perf_counter() - start) / (simulator.deliveries - before)
 
 
-def rotation_seconds() -> float:
+def rotation_seconds(rotations: int) -> float:
     """Return what one rotation of a deque takes."""
     queue = deque(range(10))
     start = time.perf_counter()
-    for _ in range(ROTATIONS):
+    for _ in range(rotations):
         queue.append(queue.popleft())
-    return (time.perf_counter() - start) / ROTATIONS
+    return (time.perf_counter() - start) / rotations
 
 
-def spread(row: str, spec: str, ratios: list[float], most: float, unit: str) -> dict[str, Any]:
-    """Return the figures of one row."""
-    return {
-        "row": row,
-        "topology": spec,
-        "unit": unit,
-        "median": statistics.median(ratios),
-        "min": min(ratios),
-        "max": max(ratios),
-        "most": most,
-        "within": statistics.median(ratios) <= most,
-    }
+def _part(scale: Scale) -> int:
+    return QUICK_PART if scale.quick else 1
 
 
-def dense(spec: str, rounds: int) -> dict[str, Any]:
+def dense(scale: Scale) -> Iterable[Row]:
     """Measure deliveries where all nodes are busy."""
-    simulator = forwarding(spec, everywhere=True)
-    ratios = []
-    for _ in range(rounds):
-        # One before and one after, since a machine's speed changes in between.
-        before = rotation_seconds()
-        delivery = delivery_seconds(simulator)
-        ratios.append(2 * delivery / (before + rotation_seconds()))
-    return spread("dense", spec, ratios, MOST_DENSE, "rotations")
+    for spec in DENSE:
+        simulator = forwarding(spec, everywhere=True)
+        turns = scale.turns(f"dense, {spec}", partial(_delivery_in_rotations, simulator, _part(scale)))
+        yield row(
+            f"a delivery, all nodes of {spec} busy",
+            (found for (found,) in turns),
+            unit="rotations",
+            sense="at most",
+            floor=MOST_DENSE,
+        )
 
 
-def sparse(rounds: int) -> dict[str, Any]:
+def _delivery_in_rotations(simulator: Simulator, part: int) -> float:
+    # One before and one after, since a machine's speed changes in between.
+    before = rotation_seconds(ROTATIONS // part)
+    delivery = delivery_seconds(simulator, DELIVERIES // part)
+    return 2 * delivery / (before + rotation_seconds(ROTATIONS // part))
+
+
+def sparse(scale: Scale) -> Iterable[Row]:
     """Measure deliveries of a single message, in a large ring over those in a small one."""
-    large, small = (forwarding(spec, everywhere=False) for spec in SPARSE)
-    ratios = [delivery_seconds(large) / delivery_seconds(small) for _ in range(rounds)]
-    return spread("sparse", " over ".join(SPARSE), ratios, MOST_SPARSE, "times")
+    rings = [forwarding(spec, everywhere=False) for spec in SPARSE]
+    turns = scale.turns("sparse", *(partial(delivery_seconds, ring, DELIVERIES // _part(scale)) for ring in rings))
+    return [ratio(f"a delivery of a lone message, {' over '.join(SPARSE)}", turns, sense="at most", floor=MOST_SPARSE)]
 
 
-def scale(spec: str, *, collector: bool) -> dict[str, Any]:
-    """Take one snapshot of a large graph, in a process of its own."""
-    start = time.perf_counter()
-    child = subprocess.run(
-        [sys.executable, "-m", "benchmarks.simulator", "--child", spec, *(["--collector"] if collector else [])],
-        stdout=subprocess.PIPE,
-        check=True,
-    )
-    row: dict[str, Any] = json.loads(child.stdout)
-    row["seconds"] = time.perf_counter() - start
-    row["within"] = row["seconds"] < MOST_SECONDS and row["gib"] < MOST_GIB
-    return row
+def large(scale: Scale) -> Iterable[Row]:
+    """Take one snapshot of each large graph, once; not in a quick run."""
+    return _snapshots_of_large(scale)
+
+
+def large_with_collector(scale: Scale) -> Iterable[Row]:
+    """Take them with the garbage collector."""
+    return _snapshots_of_large(scale, "--collector")
+
+
+def _snapshots_of_large(scale: Scale, *options: str) -> Iterable[Row]:
+    for spec in () if scale.quick else LARGE:
+        scale.told(spec)
+        start = time.perf_counter()
+        child = subprocess.run(
+            [sys.executable, "-m", "benchmarks.simulator", "--child", spec, *options],
+            cwd=Path(__file__).parent.parent,
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        seconds = time.perf_counter() - start
+        notes: dict[str, Any] = json.loads(child.stdout)
+        memory = notes.pop("GiB")
+        yield row(f"one snapshot of {spec}", [seconds], unit="s", sense="at most", floor=MOST_SECONDS, notes=notes)
+        yield row(f"memory for one snapshot of {spec}", [memory], unit="GiB", sense="at most", floor=MOST_GIB)
 
 
 def snapshot_of(spec: str) -> dict[str, Any]:
@@ -160,66 +167,31 @@ def snapshot_of(spec: str) -> dict[str, Any]:
     assert snapshot.in_flight > 0, "nothing was in flight"
     assert conserved(snapshot), "a token was lost or doubled"
     return {
-        "row": "scale",
-        "topology": spec,
-        "nodes": len(topology.nodes),
         "channels": len(topology.channels),
-        "in_flight": snapshot.in_flight,
+        "in flight": snapshot.in_flight,
         "deliveries": simulator.deliveries,
-        "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-        "most_seconds": MOST_SECONDS,
-        "most_gib": MOST_GIB,
+        "GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
 
 
-def shown(row: dict[str, Any]) -> str:
-    """Return one row of the table."""
-    verdict = "" if row["within"] else "  TOO MUCH"
-    if row["row"] == "scale":
-        return (
-            f"{'scale':7} {row['topology']:23} {row['seconds']:6.1f} s (most {row['most_seconds']}), "
-            f"{row['gib']:.2f} GiB (most {row['most_gib']}): {row['channels']:,} channels, "
-            f"{row['in_flight']:,} in flight{verdict}"
-        )
-    return (
-        f"{row['row']:7} {row['topology']:23} {row['median']:6.1f} {row['unit']} a delivery (most {row['most']}) "
-        f"[{row['min']:.1f}-{row['max']:.1f}]{verdict}"
-    )
+BENCHMARKS: tuple[Benchmark, ...] = (dense, sparse, large)
 
 
-def main() -> int:
-    """Measure and print; 1 if anything costs more than it may."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.simulator",
-        description=__doc__,
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--rounds", type=int, default=9, help="of each, alternating (default 9)")
+def main() -> None:
+    """Measure and print; or be the process of one large graph, and print what it found."""
+    parser = options("benchmarks.simulator", __doc__)
     parser.add_argument("--scale", action="store_true", help="take the snapshots of large graphs too: minutes")
     parser.add_argument("--collector", action="store_true", help="with the garbage collector in them")
-    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--child", metavar="SPEC", help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.child is not None:
-        if not options.collector:
-            gc.disable()
-        print(json.dumps(snapshot_of(options.child)))
-        return 0
-    if options.rounds < 1:
-        parser.error("--rounds must be at least 1")
-    rows = []
-    for spec in DENSE:
-        print(f"dense {spec}...", file=sys.stderr)
-        rows.append(dense(spec, options.rounds))
-    print("sparse...", file=sys.stderr)
-    rows.append(sparse(options.rounds))
-    for spec in SCALE if options.scale else ():
-        print(f"scale {spec}...", file=sys.stderr)
-        rows.append(scale(spec, collector=options.collector))
-    print(json.dumps(rows, indent=1) if options.json else "\n".join(map(shown, rows)))
-    return 0 if all(row["within"] for row in rows) else 1
+    chosen = parser.parse_args()
+    if chosen.child is None:
+        large_ones = [large_with_collector if chosen.collector else large] if chosen.scale else []
+        run([dense, sparse, *large_ones], chosen)
+        return
+    if not chosen.collector:
+        gc.disable()
+    print(json.dumps(snapshot_of(chosen.child)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -278,14 +278,14 @@ def test_full_channels_are_reported_after_a_while_and_again(monkeypatch: pytest.
     world.send("B", *range(4))
     world.clock.pass_time(0.5)
     world.send("C", *range(3))
-    assert world.out.full_channels() is None, "it may open soon"
+    assert world.out.full_report() is None, "it may open soon"
     world.clock.pass_time(1)
-    assert world.out.full_channels() == (101.5, {"B": 100.0})
-    assert world.out.full_channels() is None
+    assert world.out.full_report() == (101.5, {"B": 100.0})
+    assert world.out.full_report() is None
     world.clock.pass_time(1)
-    assert world.out.full_channels() == (102.5, {"B": 100.0})
+    assert world.out.full_report() == (102.5, {"B": 100.0})
     world.take("B", 1)
     world.clock.pass_time(1)
-    assert world.out.full_channels() == (103.5, {}), "who waits no more says so once"
+    assert world.out.full_report() == (103.5, {}), "who waits no more says so once"
     world.clock.pass_time(1)
-    assert world.out.full_channels() is None
+    assert world.out.full_report() is None

@@ -182,8 +182,8 @@ class _JournaledDriver(Driver):
         self._journal.note("log", text=text)
         self._driver.log(text)
 
-    def taken(self, src: str) -> None:
-        self._driver.taken(src)
+    def taken(self, src: str, received: int) -> None:
+        self._driver.taken(src, received)
 
     def phase(self, phase: str) -> None:
         """Pass it on, which `__init__` puts in the place of this; without it the core would never call it."""

@@ -114,8 +114,8 @@ class Driver(ABC):
     def log(self, text: str) -> None:
         """Pass a line from the user's code on."""
 
-    def taken(self, src: str) -> None:  # noqa: B027 - only a driver with flow control has a use for it
-        """Note that messages from `src` were taken out of the inbox."""
+    def taken(self, src: str, received: int) -> None:  # noqa: B027 - only a driver with flow control has a use for it
+        """Note that messages from `src` were taken out of the inbox, so many in all."""
 
     def phase(self, phase: str) -> None:  # noqa: B027 - a driver whose nodes cannot hang has no use for it
         """Note what the node does from now on: a word of `PHASES`."""
@@ -357,10 +357,11 @@ class NodeCore:
         self._put_back(src)
 
     def _put_back(self, src: str) -> None:
-        if self.protocol.waiting(src):
+        waiting = self.protocol.waiting(src)
+        if waiting:
             # To the back: one busy channel must not starve the others.
             self._ready.append(src)
-        self._driver.taken(src)
+        self._driver.taken(src, self.protocol.seen(src) - waiting)
 
     def interrupt(self) -> None:
         """Let `run` take no further message after the hook that is running."""

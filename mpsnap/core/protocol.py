@@ -547,12 +547,14 @@ class SnapshotProtocol:
 
     def _put(self, src: str, payloads: Sequence[object]) -> bool:
         """Let messages join the inbox; return whether one of them is the oldest there."""
-        if not payloads:
+        count = len(payloads)
+        if not count:
             return False
-        if src not in self._inboxes:
-            self._inboxes[src] = _Inbox()
-        is_next = self._inboxes[src].add(payloads)
-        self._seen[src] += len(payloads)
+        inbox = self._inboxes.get(src)
+        if inbox is None:
+            inbox = self._inboxes[src] = _Inbox()
+        is_next = inbox.add(payloads)
+        self._seen[src] += count
         return is_next
 
     # -------------------------------------------------------------------- checks

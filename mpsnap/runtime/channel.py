@@ -22,6 +22,7 @@ import struct
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
+from functools import lru_cache
 from multiprocessing.queues import Queue
 from typing import Any
 
@@ -136,7 +137,7 @@ class QueueSender(Sender):
         return self._write(_HEADER.pack(length, kind, first, batch.size), batch.data)
 
     def send_marker(self, marker: Marker) -> bool:
-        body = str(marker.snapshot_id).encode()
+        body = _id_bytes(marker.snapshot_id)
         return self._write(_HEADER.pack(len(body), _MARKER, marker.sent, 0), body)
 
     def flush(self) -> bool:
@@ -213,27 +214,33 @@ class QueueReceiver(Receiver):
     def _parse(self, data: bytes) -> list[Batch | Marker]:
         items: list[Batch | Marker] = []
         at, size = 0, len(data)
-        needed = _HEADER.size
-        while size - at >= _HEADER.size:
+        end = needed = _HEADER.size
+        while end <= size:
             length, kind, number, count = _HEADER.unpack_from(data, at)
             if kind > _MARKER:
                 # At once: the length is not one either, and so many bytes may never come.
                 raise ProtocolError(f"a channel carried a frame of unknown kind {kind}")
-            needed = _HEADER.size + length
-            if size - at < needed:
+            body, needed = end, _HEADER.size + length
+            if at + needed > size:
                 break
-            body = data[at + _HEADER.size : at + needed]
+            at = body + length
             if kind == _MARKER:
-                items.append(Marker(_snapshot_id(body), number))
+                items.append(Marker(_snapshot_id(data[body:at]), number))
             else:
-                items.append((number, PackedBatch(count, kind == _BATCH_WITH_ENCODED, body)))
-            at += needed
-            needed = _HEADER.size
+                items.append((number, PackedBatch(count, kind == _BATCH_WITH_ENCODED, data[body:at])))
+            end, needed = at + _HEADER.size, _HEADER.size
         if at < size:
             self._rest, self._length, self._needed = [data[at:]], size - at, needed
         return items
 
 
+# A snapshot's marker goes over every channel of a node and comes in on every one.
+@lru_cache(maxsize=64)
+def _id_bytes(snapshot_id: SnapshotId) -> bytes:
+    return str(snapshot_id).encode()
+
+
+@lru_cache(maxsize=64)
 def _snapshot_id(body: bytes) -> SnapshotId:
     try:
         return SnapshotId.parse(body.decode())

@@ -35,12 +35,13 @@ class FrameWriter:
     def __init__(self, fd: int) -> None:
         self.fd = fd
         os.set_blocking(fd, False)
-        self._backlog: deque[bytes] = deque()
+        #: Frames that wait to be written.
+        self.backlog: deque[bytes] = deque()
 
     @property
     def backlog_bytes(self) -> int:
         """About how many bytes wait to be written."""
-        return len(self._backlog) * FRAME_BYTES
+        return len(self.backlog) * FRAME_BYTES
 
     def post(self, note: Note) -> None:
         """Append one note and write what the pipe takes now."""
@@ -48,7 +49,7 @@ class FrameWriter:
         parts = max(1, -(-len(data) // _BODY_BYTES))
         for k in range(parts):
             body = data[k * _BODY_BYTES : (k + 1) * _BODY_BYTES]
-            self._backlog.append(_HEADER.pack(len(body), k, parts) + body)
+            self.backlog.append(_HEADER.pack(len(body), k, parts) + body)
         self.flush()
 
     def flush(self) -> bool:
@@ -57,13 +58,13 @@ class FrameWriter:
         Raises:
             BrokenPipeError: The reader is gone.
         """
-        while self._backlog:
+        while self.backlog:
             try:
                 # One write per frame: two joined would exceed PIPE_BUF and could tear.
-                os.write(self.fd, self._backlog[0])
+                os.write(self.fd, self.backlog[0])
             except BlockingIOError:
                 return False
-            self._backlog.popleft()
+            self.backlog.popleft()
         return True
 
 

@@ -29,8 +29,6 @@ from mpsnap.runtime.deadlock import REPORT_SECONDS
 #: A batch leaves at this many messages or, going by the size of the last ones, at about this many bytes.
 BATCH_MESSAGES = 256
 BATCH_BYTES = 48 * 1024
-#: Fewer messages than these leave before a node looks whether more has arrived: it would only delay them.
-SPARSE_MESSAGES = 8
 #: A channel is quiet if nothing has left on it for so long; and the age at which a message waits no more.
 QUIET_SECONDS = 0.001
 AGE_SECONDS = 0.001
@@ -110,11 +108,11 @@ class Outbound:
         self._lanes = {dst: _Lane(sender, outboxes[dst], slots[dst], window) for dst, sender in senders.items()}
         self._by_fd = {lane.sender.fileno(): lane for lane in self._lanes.values()}
         #: Channels in whose outbox something waits, the oldest first.
-        self._waiting: dict[str, _Lane] = {}
+        self.waiting: dict[str, _Lane] = {}
         #: Channels that may hold half a window or more.
-        self._crowded: dict[str, _Lane] = {}
+        self.crowded: dict[str, _Lane] = {}
         #: Channels whose window is full, and since when; when they are next reported.
-        self._full: dict[str, float] = {}
+        self.full: dict[str, float] = {}
         self._next_report = 0.0
         #: Whether hooks run long, as far as is known; and the time, as of the last look. Both are the loop's to set.
         self.eager = True
@@ -144,7 +142,7 @@ class Outbound:
             count = 0
         elif not lane.since:
             lane.since = self.now
-            self._waiting[outbox.dst] = lane
+            self.waiting[outbox.dst] = lane
         sent = outbox.sent
         if sent > lane.line:
             self._look_at_window(lane)
@@ -162,19 +160,10 @@ class Outbound:
 
     def flush(self, *, all_of_it: bool) -> None:
         """Let what waits leave, or only what has waited long enough."""
-        for lane in tuple(self._waiting.values()):
+        for lane in tuple(self.waiting.values()):
             if not all_of_it and self.now - lane.since < AGE_SECONDS:
                 return
             self._ship(lane)
-
-    @property
-    def waiting(self) -> bool:
-        """Whether anything waits to leave."""
-        return bool(self._waiting)
-
-    def is_sparse(self) -> bool:
-        """Return whether so little waits that it need not wait for more."""
-        return sum([len(lane.outbox.payloads) for lane in self._waiting.values()]) < SPARSE_MESSAGES
 
     def writable(self, fd: int) -> None:
         """Write what a full pipe has left over."""
@@ -199,7 +188,7 @@ class Outbound:
         lane.left = self.now
         if lane.since:
             lane.since = 0.0
-            del self._waiting[lane.outbox.dst]
+            del self.waiting[lane.outbox.dst]
         lane.outbox.limit = 1
 
     def _size(self, lane: _Lane) -> None:
@@ -214,40 +203,36 @@ class Outbound:
 
     def room(self) -> int:
         """Return 2 if any hook may run, 1 if only the handling of what has arrived may, 0 if none may."""
-        if not self._crowded:
-            return 2
         # Every channel is looked at, whatever the others say: one that has opened must not be called full.
-        return min([self._look_at_window(lane) for lane in tuple(self._crowded.values())])
+        return min([self._look_at_window(lane) for lane in tuple(self.crowded.values())], default=2)
 
-    def full_channels(self) -> tuple[float, dict[str, float]] | None:
+    def full_report(self) -> tuple[float, dict[str, float]] | None:
         """Return the time, and the channels that are full and since when; None if it is not time to report them."""
-        if not self._full:
-            return None
         # The time first and then the look: what is full now was full then, however long the two are apart.
         now = time.monotonic()
-        if now < self._next_report:
+        if not self.full or now < self._next_report:
             return None
         self._next_report = now + REPORT_SECONDS
         self.room()
-        return now, self._full
+        return now, self.full
 
     def _look_at_window(self, lane: _Lane) -> int:
         dst, sent, taken = lane.outbox.dst, lane.outbox.sent, self._words[lane.taken_slot]
         on_the_way = sent - taken
         if on_the_way < lane.window:
-            self._full.pop(dst, None)
+            self.full.pop(dst, None)
             if on_the_way < lane.low:
-                self._crowded.pop(dst, None)
+                self.crowded.pop(dst, None)
                 lane.line = taken + lane.low - 1
                 return 2
-            self._crowded[dst] = lane
+            self.crowded[dst] = lane
             lane.line = taken + lane.window - 1
             return 1
-        self._crowded[dst] = lane
+        self.crowded[dst] = lane
         lane.line = taken + HARD_CAP - 1
-        if dst not in self._full:
-            self._full[dst] = time.monotonic()
-            self._next_report = self._full[dst] + REPORT_SECONDS
+        if dst not in self.full:
+            self.full[dst] = time.monotonic()
+            self._next_report = self.full[dst] + REPORT_SECONDS
         self._interrupt()
         if on_the_way > HARD_CAP:
             raise MpsnapError(

@@ -22,7 +22,7 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -131,6 +131,8 @@ class NodeProcess(Driver):
         self._results = FrameWriter(writer_fd(spec.results))
         self._journal: FileJournal | None = None
         self._phase = ""
+        #: Whether what is being read is the only thing that has arrived.
+        self._lone = False
         #: By hook, whether it ran long the last time: then what it sends is not kept waiting.
         self._slow: dict[str, bool] = {}
         #: Whether every node is ready, so that hooks may run.
@@ -152,7 +154,7 @@ class NodeProcess(Driver):
             self._boot()
             while not self._stopping:
                 self._wait()
-                if self._running and not self._stopping:
+                if self._running and not self._stopping and not self._core.passive:
                     self._turn()
             self._leave()
         except BaseException as error:
@@ -258,10 +260,11 @@ class NodeProcess(Driver):
 
     def _wait(self) -> None:
         timeout = self._timeout()
-        idle = timeout != 0.0
-        # What has just arrived may add to the batches that wait, so it is looked at before they leave.
-        events = self._epoll.poll(0) if self._outbound.waiting or not idle else []
-        if idle and not events:
+        events: Sequence[tuple[int, int]] = ()
+        if timeout == 0.0 or self._outbound.waiting:
+            # What has just arrived may add to the batches that wait, so it is looked at before they leave.
+            events = self._epoll.poll(0)
+        if timeout != 0.0 and not events:
             if self._outbound.waiting:
                 self._outbound.flush(all_of_it=True)
             self.phase("waiting")
@@ -269,6 +272,8 @@ class NodeProcess(Driver):
         now = time.monotonic()
         if self._journal is not None:
             self._journal.turn(now)
+        self._outbound.now = now
+        self._lone = len(events) == 1
         for fd, mask in events:
             if mask & ~select.EPOLLOUT and fd in self._on_readable:
                 self._on_readable[fd]()
@@ -285,9 +290,12 @@ class NodeProcess(Driver):
         wanted = self._core.wants(sources=room > 1) if room else None
         if wanted == 0.0:
             return 0.0
+        if wanted is None and room > 1 and self._journal is None:
+            # Nearly always: a node that waits for a message and for nothing else.
+            return None
         # No longer than the kernel takes: a timer may be months away.
         waits = [] if wanted is None else [min(LONGEST_WAIT_SECONDS, max(0.0, wanted - time.monotonic()))]
-        if room < 2:
+        if room < 2 and not self._core.passive:
             waits.append(WINDOW_POLL_SECONDS)
         if self._journal is not None and self._journal.due is not None:
             waits.append(max(0.0, self._journal.due - time.monotonic()))
@@ -297,26 +305,33 @@ class NodeProcess(Driver):
         core, outbound, clock = self._core, self._outbound, time.monotonic
         outbound.now = before = clock()
         until = before + TURN_SECONDS
-        while before < until:
+        runs, busy = 0, True
+        while busy and before < until:
             room = self._room()
             if not room or not core.run(sources=room > 1, now=before, until=until):
                 break
             outbound.now = clock()
             self._slow[self._phase] = outbound.eager = outbound.now - before >= SLOW_SECONDS
             before = outbound.now
-            if not core.busy:
-                break
-        # A few messages leave at once, before anything else is seen to: their receivers wake up meanwhile.
+            runs += 1
+            busy = core.busy
         if outbound.waiting:
-            outbound.flush(all_of_it=not core.busy and outbound.is_sparse())
-        full = outbound.full_channels()
-        if full is not None:
-            self._tell("blocked", *full)
+            # Where little is to be done, what was sent leaves before anything else is seen to: its receivers wake up
+            # meanwhile, and nothing is gained by a look for more.
+            outbound.flush(all_of_it=runs == 1 and not busy)
+        if outbound.full:
+            self._report_full_channels()
+
+    def _report_full_channels(self) -> None:
+        report = self._outbound.full_report()
+        if report is not None:
+            self._tell("blocked", *report)
 
     def _room(self) -> int:
         """Return 2 if any hook may run, 1 if only the handling of what has arrived may, 0 if none may."""
-        room = self._outbound.room()
-        return 0 if self._results.backlog_bytes > RESULT_BACKLOG_BYTES else room
+        # First what is nearly always so, and costs next to nothing.
+        room = self._outbound.room() if self._outbound.crowded else 2
+        return 0 if self._results.backlog and self._results.backlog_bytes > RESULT_BACKLOG_BYTES else room
 
     def _write_results(self) -> None:
         self._await_writable(self._results.fd, not self._results.flush())
@@ -325,7 +340,7 @@ class NodeProcess(Driver):
         if hasattr(self, "_outbound"):
             self._outbound.publish()
             for src in self._receivers:
-                self.taken(src)
+                self.taken(src, self._core.protocol.received(src))
 
     def _await_writable(self, fd: int, wanted: bool) -> None:
         if wanted and fd not in self._awaited:
@@ -338,11 +353,28 @@ class NodeProcess(Driver):
     # ------------------------------------------------------------------- input
 
     def _read_channel(self, src: str, receiver: QueueReceiver) -> None:
-        for item in receiver.receive():
+        items = receiver.receive()
+        if self._lone and len(items) == 1 and self._running and self._core.passive and not self._outbound.crowded:
+            (item,) = items
+            if not isinstance(item, Marker) and len(item[1]) == 1:
+                self._deliver(src, *item)
+                return
+        for item in items:
             if isinstance(item, Marker):
                 self._core.receive_marker(src, item)
             else:
                 self._core.receive_batch(src, *item)
+
+    def _deliver(self, src: str, number: int, payloads: Sequence[object]) -> None:
+        """Have a lone message handled on the shortest way: nothing else waits here that it could keep waiting."""
+        outbound = self._outbound
+        (payload,) = payloads
+        self._core.deliver(src, number, payload)
+        self.taken(src, number)
+        before, outbound.now = outbound.now, time.monotonic()
+        self._slow["on_message"] = outbound.now - before >= SLOW_SECONDS
+        if outbound.waiting and self._core.passive:
+            outbound.flush(all_of_it=True)
 
     def _read_control(self) -> None:
         for kind, *content in self._control.read():
@@ -378,7 +410,7 @@ class NodeProcess(Driver):
 
     def _tell(self, *note: object) -> None:
         self._results.post(note)
-        if self._results.backlog_bytes:
+        if self._results.backlog:
             self._await_writable(self._results.fd, True)
 
     def send(self, dst: str, number: int, payload: object) -> None:
@@ -387,8 +419,8 @@ class NodeProcess(Driver):
     def send_marker(self, dst: str, marker: Marker) -> None:
         self._outbound.send_marker(dst, marker)
 
-    def taken(self, src: str) -> None:
-        self._words[self._taken_slots[src]] = self._core.protocol.received(src)
+    def taken(self, src: str, received: int) -> None:
+        self._words[self._taken_slots[src]] = received
 
     def initiated(self, snapshot_id: SnapshotId) -> None:
         self._tell("initiated", str(snapshot_id))
