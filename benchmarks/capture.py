@@ -90,10 +90,11 @@ class Holder(Node):
 
 
 class Taken(NamedTuple):
-    """Hold what a snapshot was like: seconds of the pause, and of the snapshot."""
+    """Hold what a snapshot was like: seconds of the pause and of the snapshot, and MB that it cost the supervisor."""
 
     pause: float
     seconds: float
+    growth: float
 
 
 class Held:
@@ -130,14 +131,15 @@ class Held:
 
     def take(self, look: Callable[[GlobalSnapshot], None]) -> Taken:
         """Take a snapshot and have `look` look at it."""
+        before = _reset_peak(os.getpid())
         self._cluster.command("N1", "reset")
         began = time.perf_counter()
         snapshot = self._cluster.snapshot("N2")
-        seconds = self._last = time.perf_counter() - began
-        pause = self.ask("gap")
+        self._last = time.perf_counter() - began
+        taken = Taken(self.ask("gap"), self._last, _peak(os.getpid()) - before)
         snapshot.verify()
         look(snapshot)
-        return Taken(pause, seconds)
+        return taken
 
     def encode(self) -> float:
         """Return how long the node takes to encode its state, by itself."""
@@ -151,7 +153,10 @@ class Held:
 
 
 def pause(scale: Scale) -> Iterator[Row]:
-    """The pause that a snapshot makes, over the time that its state takes to be encoded."""
+    """The pause that a snapshot makes, over the time that its state takes to be encoded.
+
+    And what the supervisor's process, this one, grows by at most while the largest of these states is captured.
+    """
     kinds = [kind for kind in STATES if not (scale.quick and kind not in ("1 MB", "64 MB"))]
     for kind in kinds:
         rounds = replace(scale, rounds=min(scale.rounds, LARGE_ROUNDS)) if kind == "1 GB" else scale
@@ -159,47 +164,24 @@ def pause(scale: Scale) -> Iterator[Row]:
         name = f"pause, {kind}"
         with Held(kind) as held:
             look = partial(_compare, kind)
-            turns = rounds.turns(name, partial(_taken, held, look), partial(_encoded, held), partial(_rested, held))
+            turns: list[Any] = rounds.turns(name, partial(held.take, look), held.encode, held.rest)
             forks = held.ask("forks")
             # A node that did not fork would be measured all the same, and it would not be what the row says.
             assert small or forks == rounds.rounds, f"{forks} forks in {rounds.rounds} rounds"
             memory = {} if small else _memory(held)
         notes = {
-            "pause ms": 1000 * statistics.median(first for (first, _), _, _ in turns),
-            "encoding ms": 1000 * statistics.median(first for _, (first, _), _ in turns),
-            "longest gap without ms": 1000 * statistics.median(first for _, _, (first, _) in turns),
-            "snapshot ms": 1000 * statistics.median(second for (_, second), _, _ in turns),
+            "pause ms": 1000 * statistics.median(taken.pause for taken, _, _ in turns),
+            "encoding ms": 1000 * statistics.median(encoding for _, encoding, _ in turns),
+            "longest gap without ms": 1000 * statistics.median(gap for _, _, gap in turns),
+            "snapshot ms": 1000 * statistics.median(taken.seconds for taken, _, _ in turns),
             **memory,
         }
         bounds: dict[str, Any] = {} if small else {"floor": 0.1, "goal": 0.03}
-        pairs = [(stopped, encoding) for (stopped, _), (encoding, _), _ in turns]
+        pairs = [(taken.pause, encoding) for taken, encoding, _ in turns]
         yield ratio(name, pairs, sense="at most", notes=notes, **bounds)
-
-
-def supervisor(scale: Scale) -> Iterator[Row]:
-    """What the memory of the supervisor's process grows by while a snapshot with a state of a gigabyte is taken."""
-    kind = "64 MB" if scale.quick else "1 GB"
-    with Held(kind) as held:
-        growth = []
-        for k in range(min(scale.rounds, LARGE_ROUNDS)):
-            scale.told(f"memory of the supervisor, round {k + 1}")
-            before = _reset_peak(os.getpid())
-            held.take(lambda snapshot: None)
-            growth.append(_peak(os.getpid()) - before)
-    yield row(f"memory of the supervisor, {kind}", growth, unit="MB", sense="at most", floor=64)
-
-
-def _taken(held: Held, look: Callable[[GlobalSnapshot], None]) -> tuple[float, float]:
-    taken = held.take(look)
-    return taken.pause, taken.seconds
-
-
-def _encoded(held: Held) -> tuple[float, float]:
-    return held.encode(), 0.0
-
-
-def _rested(held: Held) -> tuple[float, float]:
-    return held.rest(), 0.0
+        if kind == ("64 MB" if scale.quick else "1 GB"):
+            growth = [taken.growth for taken, _, _ in turns]
+            yield row(f"memory of the supervisor, {kind}", growth, unit="MB", sense="at most", floor=64)
 
 
 def _compare(kind: str, snapshot: GlobalSnapshot) -> None:
@@ -255,7 +237,7 @@ def _peak(pid: int) -> float:
     return int(line.split()[1]) / 1024
 
 
-BENCHMARKS: list[Benchmark] = [pause, supervisor]
+BENCHMARKS: list[Benchmark] = [pause]
 
 if __name__ == "__main__":
     main("benchmarks.capture", __doc__, BENCHMARKS)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
+import pickle
 import struct
 import subprocess
 import sys
@@ -254,6 +256,17 @@ plain = st.recursive(leaves, containers, max_leaves=8)
 @settings(max_examples=150, deadline=None)
 def test_every_kind_comes_back_exactly(value: Any) -> None:
     exact(value)
+
+
+@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, lambda codec: pickle.loads(pickle.dumps(codec))])
+def test_a_codec_that_was_at_work_can_be_copied_and_pickled(way: Callable[[Codec], Codec]) -> None:
+    value = {"spot": Point(1, [2]), "colour": Colour.RED}
+    other = way(HERE)
+    assert other.encode(value) == HERE.encode(value)
+    assert other.decode(HERE.encode(value)) == HERE.decode(other.encode(value)) == value
+    with pytest.raises(CodecError):
+        way(Codec()).encode(1j)
+    assert way(Codec(pickle=True)).decode(Codec(pickle=True).encode(1j)) == 1j
 
 
 @given(plain)

@@ -303,6 +303,14 @@ class Codec:
                 hint=_HINT_BYTES,
             ) from error
 
+    def __getstate__(self) -> tuple[Classes, bool]:
+        # Snapshots are copied and pickled with their codecs. What is at hand for the next value stays here.
+        return self._classes, self._pickle
+
+    def __setstate__(self, state: tuple[Classes, bool]) -> None:
+        self.__init__()  # type: ignore[misc]
+        self._classes, self._pickle = state
+
     def reader(self) -> Codec:
         """Return a codec that knows the same classes and leaves pickles alone, for whoever only looks."""
         if not self._pickle:

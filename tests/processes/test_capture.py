@@ -440,3 +440,20 @@ def test_the_command_line_shows_large_states_whole(option: list[str]) -> None:
         for snapshot in document["snapshots"]
         for node in snapshot["nodes"].values()
     )
+
+
+@pytest.mark.parametrize("fork_captures", [True, False])
+def test_the_supervisor_does_not_hold_what_it_collects(fork_captures: bool) -> None:
+    """This process, which grows by less than half of the state at any time."""
+    with Cluster("ring:2", Puppet, fork_captures=fork_captures) as cluster:
+        cluster.command("N1", ["fill", "ballast", 128 << 20])
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        before = memory_of_this_process("VmRSS")
+        snapshot = cluster.snapshot()
+        assert memory_of_this_process("VmHWM") - before < 64 << 20
+        assert sum(snapshot.stored) > 128 << 20
+
+
+def memory_of_this_process(what: str) -> int:
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(what)]
+    return int(line.split()[1]) << 10
