@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from multiprocessing.queues import Queue
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from benchmarks.measure import Benchmark, Row, Scale, main, ratio, row
 from benchmarks.pumped import Pumped

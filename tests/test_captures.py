@@ -13,7 +13,7 @@ import pytest
 from mpsnap.core.errors import CodecError
 from mpsnap.runtime import capture
 from mpsnap.runtime.capture import Costs
-from mpsnap.runtime.staging import STAGING_BYTES, Receipt, StagedFile, Staging, fill, open_unnamed, receive
+from mpsnap.runtime.staging import PIPE_BYTES, STAGING_BYTES, Receipt, StagedFile, Staging, fill, open_unnamed, receive
 
 MB = 1 << 20
 
@@ -144,7 +144,10 @@ def test_the_way_through_a_file_of_another_process() -> None:
     """This one, as it happens: small things are taken out of their file, large ones stay in it."""
     staging = Staging()
     small, large = b"x" * STAGING_BYTES, b"x" * (STAGING_BYTES + 1)
-    assert staging.put_if_large(small) is small
+    assert staging.put_if_large(small[:PIPE_BYTES]) == small[:PIPE_BYTES]
+    ticket = staging.put_if_large(small[: PIPE_BYTES + 1])
+    assert not isinstance(ticket, bytes), "a pipe does not hold it"
+    staging.release(ticket[0])
     for data in (small, large):
         ticket = staging.put(data)
         received = receive(os.getpid(), ticket)
