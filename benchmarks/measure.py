@@ -145,11 +145,11 @@ def cells(each: Row) -> tuple[str, ...]:
     """Return a row for people."""
     verdict = {None: "", True: "yes", False: "NO"}
     missing = "not measured" if each.failed is None else "failed"
-    notes = [f"{key} {_short(value)}" for key, value in each.notes.items()]
+    notes = [f"{key} {short(value)}" for key, value in each.notes.items()]
     return (
         each.name,
-        f"{_short(each.value, 3)} {each.unit}" if each.measured and each.failed is None else missing,
-        f"{_short(each.least, 3)} to {_short(each.most, 3)}" if each.measured else "",
+        f"{short(each.value, 3)} {each.unit}" if each.measured and each.failed is None else missing,
+        f"{short(each.least, 3)} to {short(each.most, 3)}" if each.measured else "",
         "" if each.floor is None else f"{each.sense} {each.floor:g}",
         verdict[each.meets(each.floor)],
         "" if each.goal is None else f"{each.goal:g}",
@@ -163,7 +163,8 @@ def table(rows: Sequence[Row]) -> str:
     return tabulate([cells(each) for each in rows], headers=HEADERS, disable_numparse=True)
 
 
-def _short(value: object, digits: int = 4) -> str:
+def short(value: object, digits: int = 4) -> str:
+    """Return a figure with so many digits, or as many as it has before the point; anything else as it is."""
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
