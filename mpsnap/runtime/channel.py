@@ -17,6 +17,8 @@ Rules a maintainer keeps:
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import struct
 from abc import ABC, abstractmethod
@@ -32,6 +34,11 @@ from mpsnap.core.protocol import Marker, SnapshotId
 
 #: What one turn reads from one channel, so that a busy one does not keep the others waiting.
 READ_BYTES = 64 * 1024
+#: What it reads after a turn that has read so much: not always, as Python makes room for all of it beforehand.
+WIDE_READ_BYTES = 256 * 1024
+
+#: A pipe that is full of frames of at least this size is made as wide as a user may make it.
+_LARGE_BYTES, _WIDE_BYTES = 16 * 1024, 1 << 20
 
 #: Bytes that follow, kind, number of the first message or count of the marker, how many messages.
 _HEADER = struct.Struct("!IBQI")
@@ -127,6 +134,8 @@ class QueueSender(Sender):
         self._backlog: deque[memoryview] = deque()
         #: Whether the last batch held encoded payloads: then the next one probably does too.
         self._encodes = False
+        #: Whether it was tried to widen the pipe.
+        self._widened = False
 
     def send(self, first: int, payloads: list[object]) -> bool:
         batch = pack_batch(payloads, self._encodes)
@@ -161,11 +170,20 @@ class QueueSender(Sender):
         written = 0 if self._backlog else self._try(header, body)
         if written == len(header) + len(body):
             return True
+        if len(body) > _LARGE_BYTES and not self._widened:
+            self._widen()
         if written < len(header):
             self._backlog.append(memoryview(header)[written:])
             written = len(header)
         self._backlog.append(memoryview(body)[written - len(header) :])
         return False
+
+    def _widen(self) -> None:
+        """Make a pipe that is full of large messages hold more of them: at 64 KiB its ends wait for each other."""
+        self._widened = True
+        # Not for everyone there is: a user's pipes together may take so much, and no more.
+        with contextlib.suppress(OSError):
+            fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, _WIDE_BYTES)
 
     def _try(self, *parts: bytes | memoryview) -> int:
         try:
@@ -184,6 +202,8 @@ class QueueReceiver(Receiver):
         self._fd = reader_fd(queue)
         os.set_blocking(self._fd, False)
         close_writer(queue)
+        #: What is read next at most.
+        self._most = READ_BYTES
         #: The beginning of a frame that is not yet complete, and how long it will be as far as is known.
         self._rest: list[bytes] = []
         self._length = 0
@@ -191,11 +211,12 @@ class QueueReceiver(Receiver):
 
     def receive(self) -> list[Batch | Marker]:
         try:
-            data = os.read(self._fd, READ_BYTES)
+            data = os.read(self._fd, self._most)
         except BlockingIOError:
             return []
         if not data:
             raise ClusterError("the writer of a channel is gone")
+        self._most = WIDE_READ_BYTES if len(data) >= READ_BYTES else READ_BYTES
         if self._rest:
             self._rest.append(data)
             self._length += len(data)
