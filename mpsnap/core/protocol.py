@@ -85,11 +85,7 @@ class SnapshotId(NamedTuple):
         >>> SnapshotId.parse("0-web-1-7")
         SnapshotId(incarnation=0, initiator='web-1', n=7)
         """
-        # Not with `int` alone: it also reads 01, 1_0 and digits of other scripts, and an id has one text.
-        match = _ID_TEXT.fullmatch(text)
-        if match is None:
-            raise ValueError(f"not a snapshot id: {text!r}")
-        return cls(int(match[1]), match[2], int(match[3]))
+        return _parsed_id(text)
 
     @classmethod
     def triggered(cls, incarnation: int, initiator: str, count: int) -> SnapshotId:
@@ -100,6 +96,16 @@ class SnapshotId(NamedTuple):
     def spontaneous(cls, incarnation: int, initiator: str, count: int) -> SnapshotId:
         """Return the id of the `count`-th snapshot (from 0) that `initiator` begins by itself."""
         return cls(incarnation, initiator, 2 * count + 2)
+
+
+# Whoever collects meets the same id in every node's report.
+@lru_cache(maxsize=256)
+def _parsed_id(text: str) -> SnapshotId:
+    # Not with `int` alone: it also reads 01, 1_0 and digits of other scripts, and an id has one text.
+    match = _ID_TEXT.fullmatch(text)
+    if match is None:
+        raise ValueError(f"not a snapshot id: {text!r}")
+    return SnapshotId(int(match[1]), match[2], int(match[3]))
 
 
 class Marker(NamedTuple):

@@ -148,7 +148,7 @@ class Snapshots:
         collection = self._find(snapshot_id)
         if collection is not None:
             collection.add(unpack(data, state))
-            if not collection.missing(self._topology):
+            if len(collection.parts) == len(self._topology.nodes) and not collection.missing(self._topology):
                 self._complete(collection)
         elif isinstance(state, StoredState):
             state.close()
