@@ -27,8 +27,8 @@ from mpsnap import Context, GlobalSnapshot, Node
 OFTEN, NOW_AND_THEN = 40, 10
 #: What those rows run for at least: a rate takes more time than a latency.
 STEADY_SECONDS, QUICK_STEADY_SECONDS = 1.0, 0.25
-#: Stretches, of each kind, that make a round of throughput.
-STRETCHES = 10
+#: Stretches, of each kind, that make a round of throughput; of a quick one few, so that each has room for snapshots.
+STRETCHES, QUICK_STRETCHES = 10, 2
 #: The moderate load: each node sends one message so often.
 PERIOD = 0.005
 #: The full load.
@@ -39,6 +39,8 @@ BACKLOG, HOOK_SECONDS = 100_000, 0.001
 BACKLOG_LEFT = 90_000
 #: Sizes of the growth rows; linearity is judged from the first that is big enough for fixed costs not to hide it.
 COMPLETE_SIZES, RING_SIZES, BIG_ENOUGH = (4, 8, 16, 32), (4, 8, 16, 32, 64), 8
+#: How many of them a quick run looks at.
+QUICK_SIZES = 3
 #: How long a process of the busy wave computes before it looks again: as long as hooks of a busy node run in one turn.
 BUSY_SECONDS = 0.001
 #: Bytes of a frame of the bare wave, about those of a marker.
@@ -168,9 +170,10 @@ class Rates(NamedTuple):
 def _stretches(cluster: Pumped, scale: Scale) -> tuple[Rates, Rates]:
     """Return the rates with snapshots and without, over stretches of both by turns."""
     taken: dict[int, list[Rates]] = {NOW_AND_THEN: [], 0: []}
-    for k in range(STRETCHES):
+    stretches = QUICK_STRETCHES if scale.quick else STRETCHES
+    for k in range(stretches):
         for often in (NOW_AND_THEN, 0) if k % 2 else (0, NOW_AND_THEN):
-            taken[often].append(_rates(cluster, 2 * _steady(scale) / STRETCHES, often))
+            taken[often].append(_rates(cluster, 2 * _steady(scale) / stretches, often))
     busy, calm = (Rates(*map(statistics.fmean, zip(*rates, strict=True))) for rates in taken.values())
     return busy, calm
 
@@ -399,6 +402,7 @@ def growth_ring(scale: Scale) -> Iterator[Row]:
 
 
 def _growth(kind: str, sizes: Sequence[int], unit: str, units: Callable[[int], int], scale: Scale) -> Iterator[Row]:
+    sizes = sizes[:QUICK_SIZES] if scale.quick else sizes
     with contextlib.ExitStack() as stack:
         clusters = [stack.enter_context(Pumped(f"{kind}:{n}")) for n in sizes]
         for cluster in clusters:
