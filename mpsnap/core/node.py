@@ -94,8 +94,6 @@ class Node:
 class Context:
     """What a node may do from inside a hook. Drivers make it; users get it as `ctx`."""
 
-    __slots__ = ("_core", "inbound", "name", "outbound", "random")
-
     #: This node's name.
     name: str
     #: Names of the nodes this one can send to, sorted.
@@ -111,6 +109,8 @@ class Context:
         self.inbound = inbound
         self.outbound = outbound
         self.random = core.random
+        # Called once a message: straight to where it goes, and not by way of the method that says what it does.
+        self.send = core.send  # type: ignore[method-assign]
 
     def send(self, dst: str, payload: Any) -> None:
         """Send `payload` to the node `dst`; it is fixed now, so changing it afterwards does no harm. Never blocks.
