@@ -812,6 +812,22 @@ def test_a_node_of_too_many_channels_for_forkserver_is_refused_there_and_given_t
     assert preflight.choose_context(None, parse_topology("star:50"))[1] is None
 
 
+def test_a_cluster_given_to_spawn_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(preflight, "FORKSERVER_FDS", 10)
+    with Cluster("ring:2", Puppet) as cluster:
+        assert cluster.notice == "using spawn: the 2 channels of N1 need 12 descriptors, forkserver has 10"
+        cluster.snapshot().verify()
+    assert [(r.name, r.levelname, r.getMessage()) for r in caplog.records] == [("mpsnap", "WARNING", cluster.notice)]
+
+
+def test_a_cluster_run_as_asked_says_nothing(caplog: pytest.LogCaptureFixture, start_method: str) -> None:
+    with Cluster("ring:2", Puppet, start_method=start_method) as cluster:
+        assert cluster.notice is None
+    assert not caplog.records
+
+
 def test_a_start_method_that_does_not_exist_is_refused() -> None:
     with pytest.raises(PreflightError, match="'thread'"):
         Cluster("ring:2", Puppet, start_method="thread")
