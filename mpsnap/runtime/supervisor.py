@@ -39,7 +39,7 @@ from mpsnap.core.program import Program, codec_of
 from mpsnap.core.protocol import SnapshotId
 from mpsnap.core.snapshot import GlobalSnapshot
 from mpsnap.core.topology import Topology
-from mpsnap.runtime import preflight
+from mpsnap.runtime import lifeline, preflight
 from mpsnap.runtime.deadlines import Deadlines
 from mpsnap.runtime.deadlock import Waits
 from mpsnap.runtime.frames import Note
@@ -225,6 +225,7 @@ class Supervisor:
         if self.state != "new":
             raise ClusterError(f"the cluster is {self.state} and starts once only", hint="a new one")
         self.state = "starting"
+        lifeline.forget_in_children(self)
         self._selector = selectors.DefaultSelector()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         try:
@@ -326,10 +327,17 @@ class Supervisor:
         """Leave nothing behind, whatever the state; the object is of no use afterwards."""
         self.kill()
         with self._bell_lock:
-            if self._bell >= 0:
-                self._selector.close()
-                bell, self._bell = self._bell, -1
-                os.close(bell)
+            self.forget()
+
+    def forget(self) -> None:
+        """Close this process's bell and what waits for it; a forked child, which inherits both, does that alone.
+
+        There it takes no lock: another thread may have held that, and there is none to let go of it.
+        """
+        if self._bell >= 0:
+            self._selector.close()
+            bell, self._bell = self._bell, -1
+            os.close(bell)
 
     # ---------------------------------------------------------------- attending
 
