@@ -14,8 +14,6 @@ import threading
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 
-import psutil
-
 from mpsnap.core.errors import PreflightError
 from mpsnap.core.topology import Topology
 
@@ -31,8 +29,9 @@ TMP_PATH_BYTES = 60
 #: Memory of an idle node that it does not share, about. Fork's is for a cluster of thousands of channels, half of it is
 #: enough with few; the others hardly depend on them.
 NODE_BYTES = {"fork": 8 << 20, "forkserver": 10 << 20, "spawn": 17 << 20}
-#: What every node imports first; a forkserver that has done so starts nodes several times as fast.
-PRELOADED = "mpsnap.runtime.process"
+#: What every node imports first, and all that its main script may import of this package; a forkserver that has done so
+#: starts nodes several times as fast.
+PRELOADED = "mpsnap.runtime.cluster"
 
 
 def choose_context(start_method: str | None, topology: Topology) -> tuple[BaseContext, str | None]:
@@ -115,6 +114,9 @@ def _forkserver_obstacle(topology: Topology) -> str | None:
 
 
 def _check_memory(context: BaseContext, topology: Topology) -> None:
+    # Here: every node whose main script imports `Cluster` imports this module, and would take a tenth longer to start.
+    import psutil
+
     method = context.get_start_method()
     needed, available = len(topology.nodes) * NODE_BYTES[method], psutil.virtual_memory().available
     if needed > available:
