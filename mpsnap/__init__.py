@@ -1,5 +1,7 @@
 """Consistent global snapshots of running multi-process Python programs: node states and messages in flight."""
 
+from typing import TYPE_CHECKING
+
 from mpsnap.core.errors import (
     AppError,
     ClusterDeadlock,
@@ -20,7 +22,9 @@ from mpsnap.core.node import Context, Node
 from mpsnap.core.protocol import SnapshotId
 from mpsnap.core.snapshot import GlobalSnapshot, NodeSnapshot
 from mpsnap.core.topology import Channel, Topology, parse_topology
-from mpsnap.runtime.cluster import Cluster
+
+if TYPE_CHECKING:
+    from mpsnap.runtime.cluster import Cluster
 
 __version__ = "0.1.0"
 
@@ -50,3 +54,18 @@ __all__ = [
     "__version__",
     "parse_topology",
 ]
+
+
+if not TYPE_CHECKING:  # to whom every name would be one of this package then
+
+    def __getattr__(name: str) -> object:
+        """Import `Cluster` when somebody asks for it: a node imports this package too, and needs no supervisor."""
+        if name != "Cluster":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from mpsnap.runtime.cluster import Cluster
+
+        globals()[name] = Cluster
+        return Cluster
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -129,8 +130,37 @@ def test_only_the_command_line_prints(call: str) -> None:
 def test_public_names_are_exact_and_sorted() -> None:
     assert mpsnap.__all__ == sorted(mpsnap.__all__)
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
-    imported = {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
-    assert imported | {"__version__"} == set(mpsnap.__all__)
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module != "typing"]
+    assert {alias.name for node in found for alias in node.names} | {"__version__"} == set(mpsnap.__all__)
+    assert set(mpsnap.__all__) <= set(dir(mpsnap))
+    assert all(hasattr(mpsnap, name) for name in mpsnap.__all__)
+    assert not hasattr(mpsnap, "Clustre")
+
+
+@pytest.mark.parametrize(
+    ("imports", "unwanted"),
+    [
+        ("mpsnap.runtime.process", ["logging", "concurrent.futures", "mpsnap.runtime.supervisor", "psutil"]),
+        # As its main script may, if that starts the cluster.
+        ("mpsnap.runtime.cluster", ["psutil"]),
+    ],
+)
+def test_a_node_imports_little_that_only_a_supervisor_needs(imports: str, unwanted: list[str]) -> None:
+    program = f"import sys, {imports}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not set(unwanted) & set(done.stdout.split())
+
+
+def test_every_module_can_be_the_first_to_be_imported() -> None:
+    program = """
+import importlib, sys
+for name in sys.argv[1:]:
+    for imported in [each for each in sys.modules if each.split(".")[0] == "mpsnap"]:
+        del sys.modules[imported]
+    importlib.import_module(name)
+"""
+    names = [module for module, _ in modules() if module != "mpsnap.__main__"]
+    subprocess.run([sys.executable, "-c", program, *names], cwd=ROOT, check=True)
 
 
 def test_the_top_level_holds_what_the_house_has_rooms_for() -> None:

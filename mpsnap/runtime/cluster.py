@@ -47,7 +47,7 @@ from mpsnap.runtime.supervisor import SNAPSHOT_SECONDS, STOP_SECONDS, WINDOW, Su
 
 T = TypeVar("T")
 
-#: Where a cluster says what nobody asked for: what nodes log, and snapshots that were abandoned.
+#: Where a cluster says what nobody asked for: what nodes log, snapshots that were abandoned, and its `notice`.
 LOGGER = logging.getLogger("mpsnap")
 
 #: Snapshots that `Cluster.snapshots` keeps, and how large their states in files may be, all together.
@@ -154,6 +154,8 @@ class Cluster:
         Raises:
             ClusterError: A node could not be started; none is left.
         """
+        if self.notice is not None:
+            LOGGER.warning("%s", self.notice)
         # The processes are made here and not in the thread: under fork, a child of a program with two threads can
         # deadlock on whatever lock the other one holds.
         try:
@@ -245,6 +247,14 @@ class Cluster:
         if self._ended or not self._thread.is_alive():
             return self._supervisor.status()
         return self._request(self._supervisor.status).result()
+
+    @property
+    def notice(self) -> str | None:
+        """What is not as was to be expected of how the cluster is run, and why; logged as a warning at the start.
+
+        So far only that spawn, which starts nodes more slowly, takes the place of forkserver. None if all is as usual.
+        """
+        return self._supervisor.notice
 
     @property
     def snapshots(self) -> list[GlobalSnapshot]:

@@ -17,13 +17,16 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import multiprocessing.process
+import multiprocessing.util
 import os
 import select
 import signal
 import time
 import weakref
 from collections.abc import Iterator, Mapping
+from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import BaseContext
@@ -36,7 +39,7 @@ from mpsnap.core.program import Program
 from mpsnap.core.topology import Channel, Topology
 from mpsnap.runtime import lifeline
 from mpsnap.runtime.board import Board
-from mpsnap.runtime.channel import close_reader, close_writer, reader_fd
+from mpsnap.runtime.channel import close_reader, close_writer, reader_fd, writer_fd
 from mpsnap.runtime.frames import FrameReader, FrameWriter
 from mpsnap.runtime.journal import JournalSpec
 from mpsnap.runtime.process import NodeSpec, node_main
@@ -51,6 +54,8 @@ class Endpoints(NamedTuple):
     """Hold the supervisor's side of one node."""
 
     process: BaseProcess
+    #: By them multiprocessing would notice the end of the process, and the process that of this one.
+    sentinels: tuple[int, ...]
     pidfd: int
     pid: int
     control: FrameWriter
@@ -95,6 +100,8 @@ class Incarnation:
         self._life: dict[str, tuple[Connection, Connection]] = {}
         self._journals = journals
         self._fork_captures = fork_captures
+        #: What a forked node inherits, and closes if it is not its own.
+        self._descriptors: frozenset[int] = frozenset()
         self._closed = False
         lifeline.forget_in_children(self)
         _living.add(self)
@@ -119,6 +126,25 @@ class Incarnation:
             self._results[node] = self._context.Queue()
             self._control[node] = self._context.Pipe(duplex=False)
             self._life[node] = self._context.Pipe(duplex=False)
+        if self._context.get_start_method() == "fork":
+            _exempt_from_resets([*self._queues.values(), *self._results.values()])
+            self._descriptors = self._all_descriptors()
+
+    def _all_descriptors(self) -> frozenset[int]:
+        """Return the descriptors of all of it but the writing ends of the life pipes, which `forget` closes."""
+        queues = [*self._queues.values(), *self._results.values()]
+        pipes = [*(end for ends in self._control.values() for end in ends), *(read for read, _ in self._life.values())]
+        return frozenset((*map(reader_fd, queues), *map(writer_fd, queues), *(pipe.fileno() for pipe in pipes)))
+
+    def _descriptors_of(self, node: str) -> set[int]:
+        """Return those among them that the process of `node` closes itself, when it is done with them."""
+        queues = [
+            *(self._queues[Channel(src, node)] for src in self.topology.inbound(node)),
+            *(self._queues[Channel(node, dst)] for dst in self.topology.outbound(node)),
+            self._results[node],
+        ]
+        pipes = (self._control[node][0], self._life[node][0])
+        return {*map(reader_fd, queues), *map(writer_fd, queues), *(pipe.fileno() for pipe in pipes)}
 
     def _spawn(self, node: str, programs: Mapping[str, Program], seed: int, window: int) -> None:
         spec = NodeSpec(
@@ -139,7 +165,7 @@ class Incarnation:
             fork_captures=self._fork_captures,
         )
         forked = self._context.get_start_method() == "fork"
-        release = (lambda: self._release_for(node)) if forked else None
+        release = partial(self._release, self._descriptors - self._descriptors_of(node)) if forked else None
         process: BaseProcess = self._context.Process(  # type: ignore[attr-defined]
             target=node_main, args=(spec, release), name=f"mpsnap-{node}", daemon=True
         )
@@ -158,31 +184,32 @@ class Incarnation:
         pidfd = os.pidfd_open(process.pid)
         control = FrameWriter(self._control[node][1].fileno())
         results = FrameReader(reader_fd(self._results[node]))
-        self.nodes[node] = Endpoints(process, pidfd, process.pid, control, results)
+        self.nodes[node] = Endpoints(process, _sentinels(process), pidfd, process.pid, control, results)
 
     def forget(self) -> None:
-        """Close, in a forked child, the ends that keep nodes alive and the pidfds."""
+        """Close, in a forked child, the ends that keep nodes alive, the pidfds and the sentinels."""
         for _, write in self._life.values():
             write.close()
         for endpoints in self.nodes.values():
-            os.close(endpoints.pidfd)
+            # multiprocessing closes its sentinels in the process that made them only, so not here, and not again.
+            for fd in (endpoints.pidfd, *endpoints.sentinels):
+                os.close(fd)
         # The nodes are not this process's; it must not end them when it exits, as multiprocessing does with children.
         _children().difference_update(each.process for each in self.nodes.values())
         self.nodes.clear()
 
-    def _release_for(self, node: str) -> None:
-        """Close, in the forked process of `node`, what belongs to other nodes or to the supervisor."""
-        for channel, queue in self._queues.items():
-            if node not in channel:
-                close_reader(queue)
-                close_writer(queue)
-        for other in self.topology.nodes:
-            self._control[other][1].close()
-            if other != node:
-                self._control[other][0].close()
-                self._life[other][0].close()
-                close_reader(self._results[other])
-                close_writer(self._results[other])
+    def _release(self, foreign: frozenset[int]) -> None:
+        """Close, in a forked node, the descriptors that belong to other nodes or to the supervisor.
+
+        By number: to close an object is to write to its memory, and with thousands of them the node would get a copy of
+        nearly all that it shares with the supervisor. They stay as they are until the node ends, and nothing may close
+        them after this: their numbers soon belong to other files.
+        """
+        self._closed = True
+        # The collector, too, writes to all that it looks at.
+        gc.freeze()
+        for fd in foreign:
+            os.close(fd)
 
     # ---------------------------------------------------------------- ending
 
@@ -249,6 +276,20 @@ class Incarnation:
             kept.clear()
 
 
+def _exempt_from_resets(queues: list[Queue[Any]]) -> None:
+    """Have multiprocessing leave the locks and buffers of queues alone in the processes that it forks.
+
+    Channels use neither. To reset those of all channels in every node takes longer than all else at the start, and
+    gives each node a copy of the memory they are in.
+    """
+    parts = {id(part) for queue in queues for part in (queue, *vars(queue).values())}
+    # There is no public way to take one out.
+    registry: weakref.WeakValueDictionary[tuple[int, int, object], object]
+    registry = multiprocessing.util._afterfork_registry  # type: ignore[attr-defined]
+    for key in [key for key in registry if key[1] in parts]:
+        registry.pop(key, None)
+
+
 def _start_forkserver() -> None:
     # Not with signals held: it would pass that on to every process it ever starts, other people's too.
     try:
@@ -289,6 +330,11 @@ def _children() -> set[BaseProcess]:
     """Return the processes for which multiprocessing feels responsible; it has no public way to let one go."""
     children: set[BaseProcess] = multiprocessing.process._children  # type: ignore[attr-defined]
     return children
+
+
+def _sentinels(process: BaseProcess) -> tuple[int, ...]:
+    """Return both of the descriptors that multiprocessing keeps for a process; only one has a public name."""
+    return tuple(process._popen.finalizer._args)  # type: ignore[attr-defined]
 
 
 def _ended(pidfd: int) -> bool:

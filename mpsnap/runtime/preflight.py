@@ -14,8 +14,6 @@ import threading
 from multiprocessing import forkserver
 from multiprocessing.context import BaseContext
 
-import psutil
-
 from mpsnap.core.errors import PreflightError
 from mpsnap.core.topology import Topology
 
@@ -28,10 +26,12 @@ FDS_RESERVED = 64
 FORKSERVER_FDS = 240
 #: The forkserver's socket lives below the temporary folder, and a socket's path ends at 108 bytes.
 TMP_PATH_BYTES = 60
-#: Memory of an idle node that it does not share, about; spawn's is the largest.
-NODE_BYTES = 10 * 1024 * 1024
-#: What every node imports first; a forkserver that has done so starts nodes several times as fast.
-PRELOADED = "mpsnap.runtime.process"
+#: Memory of an idle node that it does not share, about. Fork's is for a cluster of thousands of channels, half of it is
+#: enough with few; the others hardly depend on them.
+NODE_BYTES = {"fork": 8 << 20, "forkserver": 10 << 20, "spawn": 17 << 20}
+#: What every node imports first, and all that its main script may import of this package; a forkserver that has done so
+#: starts nodes several times as fast.
+PRELOADED = "mpsnap.runtime.cluster"
 
 
 def choose_context(start_method: str | None, topology: Topology) -> tuple[BaseContext, str | None]:
@@ -71,7 +71,7 @@ def check(context: BaseContext, topology: Topology, *, allow_threads: bool) -> N
     Raises:
         PreflightError: Something does not fit.
     """
-    _check_memory(topology)
+    _check_memory(context, topology)
     _check_descriptors(topology)
     _check_semaphores(context)
     others = [thread.name for thread in threading.enumerate() if thread is not threading.current_thread()]
@@ -113,11 +113,16 @@ def _forkserver_obstacle(topology: Topology) -> str | None:
     return None
 
 
-def _check_memory(topology: Topology) -> None:
-    needed, available = len(topology.nodes) * NODE_BYTES, psutil.virtual_memory().available
+def _check_memory(context: BaseContext, topology: Topology) -> None:
+    # Here: every node whose main script imports `Cluster` imports this module, and would take a tenth longer to start.
+    import psutil
+
+    method = context.get_start_method()
+    needed, available = len(topology.nodes) * NODE_BYTES[method], psutil.virtual_memory().available
     if needed > available:
         raise PreflightError(
-            f"{len(topology.nodes)} node processes need about {needed >> 20} MB, {available >> 20} MB are available",
+            f"{len(topology.nodes)} node processes need about {needed >> 20} MB with {method}, "
+            f"{available >> 20} MB are available",
             hint="fewer nodes",
         )
     soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)

@@ -39,7 +39,7 @@ from mpsnap.core.program import Program, codec_of
 from mpsnap.core.protocol import SnapshotId
 from mpsnap.core.snapshot import GlobalSnapshot
 from mpsnap.core.topology import Topology
-from mpsnap.runtime import preflight
+from mpsnap.runtime import lifeline, preflight
 from mpsnap.runtime.deadlines import Deadlines
 from mpsnap.runtime.deadlock import Waits
 from mpsnap.runtime.frames import Note
@@ -48,7 +48,8 @@ from mpsnap.runtime.journal import JournalSpec
 from mpsnap.runtime.snapshots import Snapshots
 from mpsnap.runtime.staging import StagedFile, Ticket, receive
 
-#: How long nodes may take to import their code and run `setup`.
+#: How long all nodes may stand still on their way to being ready, in the import of their code or in `setup`. It is no
+#: limit of the whole way: hundreds of processes on a busy machine take minutes.
 READY_SECONDS = 60.0
 #: How long a snapshot may take unless told otherwise.
 SNAPSHOT_SECONDS = 30.0
@@ -122,6 +123,9 @@ class Supervisor:
         self._bell_lock = threading.RLock()
         self._events: list[Event] = []
         self._ready: set[str] = set()
+        #: While it starts: each node's phase, and since when none has changed.
+        self._phases: list[str] = []
+        self._unchanged_since = 0.0
         self._stopped: set[str] = set()
         self._dead: set[str] = set()
         self._tickets = 0
@@ -225,6 +229,7 @@ class Supervisor:
         if self.state != "new":
             raise ClusterError(f"the cluster is {self.state} and starts once only", hint="a new one")
         self.state = "starting"
+        lifeline.forget_in_children(self)
         self._selector = selectors.DefaultSelector()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         try:
@@ -248,7 +253,7 @@ class Supervisor:
             for node, endpoints in incarnation.nodes.items():
                 self._selector.register(endpoints.results.fd, selectors.EVENT_READ, ("results", node))
                 self._selector.register(endpoints.pidfd, selectors.EVENT_READ, ("died", node))
-            self._deadlines.set("ready", READY_SECONDS, self._not_ready)
+            self._watch_start()
         except BaseException:
             self.close()
             raise
@@ -326,10 +331,17 @@ class Supervisor:
         """Leave nothing behind, whatever the state; the object is of no use afterwards."""
         self.kill()
         with self._bell_lock:
-            if self._bell >= 0:
-                self._selector.close()
-                bell, self._bell = self._bell, -1
-                os.close(bell)
+            self.forget()
+
+    def forget(self) -> None:
+        """Close this process's bell and what waits for it; a forked child, which inherits both, does that alone.
+
+        There it takes no lock: another thread may have held that, and there is none to let go of it.
+        """
+        if self._bell >= 0:
+            self._selector.close()
+            bell, self._bell = self._bell, -1
+            os.close(bell)
 
     # ---------------------------------------------------------------- attending
 
@@ -397,10 +409,22 @@ class Supervisor:
         if self._until_terminated:
             self._snapshots.probe_until_terminated()
 
+    def _watch_start(self) -> None:
+        assert self._incarnation is not None
+        phases, now = [self._incarnation.board.phase(node) for node in self.topology.nodes], time.monotonic()
+        if phases != self._phases:
+            self._phases, self._unchanged_since = phases, now
+        if now - self._unchanged_since < READY_SECONDS:
+            # Nothing rings for a change of phase; this often is enough to know how old the last one is.
+            self._deadlines.set("ready", READY_SECONDS / 20, self._watch_start)
+        else:
+            self._not_ready()
+
     def _not_ready(self) -> None:
         late = [node for node in self.topology.nodes if node not in self._ready]
         doing = "; ".join(f"{node} is {self._doing(node)}" for node in late[:3])
-        self._end(ClusterError(f"{len(late)} nodes were not ready within {READY_SECONDS:g} s: {doing}", where=late[0]))
+        count = f"{len(late)} of {len(self.topology.nodes)} nodes not ready"
+        self._end(ClusterError(f"{count}, and none any further within {READY_SECONDS:g} s: {doing}", where=late[0]))
 
     def _on_failed(self, node: str, phase: str, what: str, where: str | None, hint: str | None, traceback: str) -> None:
         blamed = Blame(what, where, hint, traceback)

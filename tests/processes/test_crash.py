@@ -10,7 +10,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import nodes
@@ -19,8 +21,10 @@ import pytest
 from conftest import FORK, FORKSERVER, SPAWN, is_dead, wait_until
 from nodes import Doomed, Puppet
 
-from mpsnap import AppError, Cluster, ClusterError, MpsnapError, NodeError, SnapshotError
-from mpsnap.runtime import supervisor
+from mpsnap import AppError, Cluster, ClusterError, Context, MpsnapError, NodeError, SnapshotError, parse_topology
+from mpsnap.core.events import ClusterStopped
+from mpsnap.core.program import assign
+from mpsnap.runtime import deadlines, supervisor
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(60)]
 
@@ -401,6 +405,46 @@ def test_a_node_that_never_gets_ready_is_named(
         Cluster("ring:2", Doomed, params={"moment": moment, "action": action}, start_method=method).start()
     assert "within 0.4 s" in caught.value.what
     assert caught.value.where == "N2"
+
+
+class StopsInSetup(Puppet):
+    def setup(self, ctx: Context, greeting: object = None) -> None:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@pytest.mark.parametrize("method", [FORK])
+def test_nodes_may_take_long_to_get_ready_while_any_of_them_gets_further(
+    monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    now = time.monotonic()
+    for module in (supervisor, deadlines):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
+    topology, programs = assign(parse_topology("ring:3"), StopsInSetup, None)
+    cluster = supervisor.Supervisor(topology, programs, start_method=method)
+    cluster.start()
+    try:
+        pids = {node: told["pid"] for node, told in cluster.status()["nodes"].items()}
+        wait_until(lambda: all(psutil.Process(pid).status() == "stopped" for pid in pids.values()), "them to stop")
+        for node in ("N1", "N3"):
+            assert cluster.pump(0) == []
+            now += 0.7 * supervisor.READY_SECONDS
+            assert cluster.pump(0) == []
+            os.kill(pids[node], signal.SIGCONT)
+            wait_until(partial(_is_ready, cluster, node), f"{node} to be ready")
+            now += 0.2 * supervisor.READY_SECONDS
+            assert cluster.pump(0) == []
+        now += 1.1 * supervisor.READY_SECONDS
+        (end,) = cluster.pump(0)
+        assert isinstance(end, ClusterStopped)
+        assert isinstance(end.error, ClusterError)
+        assert end.error.what == "1 of 3 nodes not ready, and none any further within 60 s: N2 is in setup"
+        assert end.error.where == "N2"
+    finally:
+        cluster.close()
+
+
+def _is_ready(cluster: supervisor.Supervisor, node: str) -> bool:
+    return bool(cluster.status()["nodes"][node]["phase"] == "waiting")
 
 
 # --- Processes that cannot be started. ---

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
-import multiprocessing
+import multiprocessing.queues
+import multiprocessing.util
 import os
 import resource
 import signal
@@ -24,7 +26,7 @@ from typing import Any, TypeVar
 from uuid import SafeUUID
 
 import pytest
-from conftest import is_dead, wait_until
+from conftest import FORK, is_dead, wait_until
 from nodes import (
     Amplifier,
     Colour,
@@ -160,6 +162,59 @@ def test_nodes_do_not_depend_on_the_thread_that_started_them(start_method: str) 
     (snapshot,) = at_once(cluster.snapshot)
     snapshot.verify()
     cluster.stop()
+
+
+class ResetAfterFork:
+    """Count, as multiprocessing's own queues and locks do, how often they were made new in a forked process."""
+
+    count = 0
+
+    def reset(self) -> None:
+        self.count += 1
+
+
+USERS_OWN = ResetAfterFork()
+
+
+class Forked(Puppet):
+    def do_resets(self, ctx: Context) -> int:
+        return USERS_OWN.count
+
+    def do_count_frozen(self, ctx: Context) -> int:
+        return gc.get_freeze_count()
+
+    def do_descriptors(self, ctx: Context) -> list[str]:
+        return descriptors()
+
+
+def descriptors() -> list[str]:
+    """Return what this process's descriptors are."""
+    paths = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+    return [os.readlink(path) for path in paths if os.path.lexists(path)]
+
+
+@pytest.mark.parametrize("method", [FORK])
+def test_a_forked_node_holds_nothing_of_the_supervisor_or_of_nodes_before_it(method: str) -> None:
+    inherited = descriptors()
+    with Cluster("ring:6", Forked, start_method=method) as cluster:
+        held: list[Any] = [cluster.command(node, ["descriptors"]) for node in cluster.topology.nodes]
+    assert [len(each) for each in held] == [len(held[0])] * 6
+    assert held[5].count("anon_inode:[eventfd]") == inherited.count("anon_inode:[eventfd]")
+    assert held[5].count("anon_inode:[eventpoll]") == inherited.count("anon_inode:[eventpoll]") + 1
+
+
+@pytest.mark.parametrize("method", [FORK])
+def test_a_forked_node_leaves_the_memory_alone_that_it_shares(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    def reset(queue: object) -> None:
+        os._exit(9)  # an exception would be swallowed
+
+    monkeypatch.setattr(multiprocessing.queues.Queue, "_after_fork", reset)
+    multiprocessing.util.register_after_fork(USERS_OWN, ResetAfterFork.reset)
+    before = gc.get_freeze_count()
+    with Cluster("complete:3", Forked, start_method=method) as cluster:
+        assert cluster.command("N2", ["resets"]) == 1
+        assert cluster.command("N2", ["count_frozen"]) != before
+    assert gc.get_freeze_count() == before
 
 
 def test_a_child_of_the_program_ends_without_touching_the_cluster() -> None:
@@ -812,6 +867,22 @@ def test_a_node_of_too_many_channels_for_forkserver_is_refused_there_and_given_t
     assert preflight.choose_context(None, parse_topology("star:50"))[1] is None
 
 
+def test_a_cluster_given_to_spawn_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(preflight, "FORKSERVER_FDS", 10)
+    with Cluster("ring:2", Puppet) as cluster:
+        assert cluster.notice == "using spawn: the 2 channels of N1 need 12 descriptors, forkserver has 10"
+        cluster.snapshot().verify()
+    assert [(r.name, r.levelname, r.getMessage()) for r in caplog.records] == [("mpsnap", "WARNING", cluster.notice)]
+
+
+def test_a_cluster_run_as_asked_says_nothing(caplog: pytest.LogCaptureFixture, start_method: str) -> None:
+    with Cluster("ring:2", Puppet, start_method=start_method) as cluster:
+        assert cluster.notice is None
+    assert not caplog.records
+
+
 def test_a_start_method_that_does_not_exist_is_refused() -> None:
     with pytest.raises(PreflightError, match="'thread'"):
         Cluster("ring:2", Puppet, start_method="thread")
@@ -829,6 +900,27 @@ def test_a_long_temporary_folder_is_given_to_spawn(monkeypatch: pytest.MonkeyPat
 def test_more_processes_than_memory_are_refused() -> None:
     with pytest.raises(PreflightError, match="MB"):
         Cluster("ring:30000", Puppet)
+
+
+def test_an_idle_node_needs_no_more_memory_than_is_reckoned_with(start_method: str) -> None:
+    done = run_script(
+        f"""
+        from mpsnap import Cluster
+        from mpsnap.runtime.preflight import NODE_BYTES
+        import psutil
+
+        if __name__ == "__main__":
+            with Cluster("complete:6", "nodes:Puppet", start_method={start_method!r}) as cluster:
+                for node in cluster.status()["nodes"].values():
+                    memory = psutil.Process(node["pid"]).memory_full_info()
+                    print(memory.pss / NODE_BYTES[{start_method!r}])
+        """
+    )
+    assert done.returncode == 0, done.stderr
+    parts = [float(part) for part in done.stdout.split()]
+    assert len(parts) == 6
+    # Sharing with a few others costs more than with many.
+    assert max(parts) < 1.25, parts
 
 
 def test_a_machine_without_semaphores_is_told_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
