@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import plots, report
+from benchmarks import plots, report, sweep
 from benchmarks.__main__ import MODULES, README, main
 from benchmarks.measure import Benchmark, Row, Scale, absent, measure, options, ratio, row, scale_of, table
 from benchmarks.report import NOTHING, Report, filled, markdown
@@ -316,3 +316,8 @@ def test_without_matplotlib_a_line_says_what_to_install() -> None:
     code = "import sys; sys.modules['matplotlib'] = None; from benchmarks import plots; print(plots.missing())"
     done = subprocess.run([sys.executable, "-c", code], cwd=README.parent.parent, capture_output=True, text=True)
     assert done.stdout == "`pip install -e '.[plot]'` for matplotlib\n", done.stderr
+
+
+def test_the_constants_that_can_be_swept_are_there() -> None:
+    for module, name in sweep.CONSTANTS.values():
+        assert isinstance(getattr(module, name), (int, float))
