@@ -273,6 +273,46 @@ def test_a_row_ends_when_its_time_is_over() -> None:
     assert lengths == [3, 3, RUN_MESSAGES, STRIDE, 1]
 
 
+def test_slow_hooks_are_noticed_in_short_rows_too() -> None:
+    """A row that its channel ends is not timed inside; the next one begins with what is known by then."""
+    hook_seconds = [0.0]
+    node, one = started({"on_message": lambda ctx: one.clock.pass_time(hook_seconds[0])}, inbound=["B"])
+    one.see("B", *range(RUN_MESSAGES))
+    assert take_in_a_row(one)
+    lengths = []
+    for hook_seconds[0] in (5.0, 5.0, 5.0):
+        one.see("B", *range(STRIDE))
+        before = len(node.entries)
+        assert take_in_a_row(one, seconds=1.0)
+        lengths.append(len(node.entries) - before)
+    assert lengths == [STRIDE, 1, 1]
+
+
+def test_a_node_that_changes_its_ways_does_so_at_once() -> None:
+    class Later(Node):
+        def on_message(self, ctx: Context, sender: str, payload: Any) -> None:
+            later.append(payload)
+
+    class First(Node):
+        def on_message(self, ctx: Context, sender: str, payload: Any) -> None:
+            first.append(payload)
+            if payload == 1:
+                self.__class__ = Later  # type: ignore[assignment]
+
+    first: list[Any] = []
+    later: list[Any] = []
+    one = Solo(First(), inbound=["B"]).start()
+    one.see("B", 0, 1, 2, 3)
+    take_in_a_row(one)
+    assert (first, later) == ([0, 1], [2, 3])
+
+
+def test_a_context_keeps_nothing() -> None:
+    _, one = started(outbound=["B"])
+    with pytest.raises(AttributeError, match="belongs to the node's own attributes"):
+        one.core._ctx.mood = "good"
+
+
 def test_the_driver_can_end_a_row_from_within_a_hook() -> None:
     """One whose channel has just filled up."""
     node, one = started({"on_message": lambda ctx: one.core.interrupt()}, inbound=["B"])

@@ -273,6 +273,28 @@ def test_a_hook_that_never_stops_sending_is_stopped(world: World) -> None:
     assert caught.value.where == "A->B"
 
 
+def test_a_node_waits_from_the_end_of_its_last_hook_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its hook may have filled a channel long before; meanwhile nobody could see what it had taken itself."""
+    world = made(monkeypatch, window=4)
+    world.send("B", *range(4))
+    world.clock.pass_time(3)
+    world.out.hook_ended = world.clock.now
+    assert world.out.full_report() == (103.0, {"B": 103.0})
+
+
+def test_a_window_that_opens_and_fills_again_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by a batch that began while it was full, and looked far ahead."""
+    world = made(monkeypatch, window=4)
+    world.send("B", *range(5))
+    assert world.out.room() == NONE
+    world.take("B", 5)
+    assert world.out.room() == ANY
+    before = world.interrupts
+    world.send("B", *range(4))
+    assert world.interrupts == before + 1
+    assert world.out.room() == NONE
+
+
 def test_full_channels_are_reported_after_a_while_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
     world = made(monkeypatch, window=4)
     world.send("B", *range(4))

@@ -10,6 +10,7 @@ from harness import TokenWorld, World, anatomy, graph, send_on, snap, tokens_in
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mpsnap.core.batch import PackedBatch
 from mpsnap.core.errors import ProtocolError, SnapshotError
 from mpsnap.core.protocol import (
     ChannelState,
@@ -560,6 +561,24 @@ def test_messages_that_are_taken_in_a_row_count_one_by_one() -> None:
         node.receive("B", Marker(snapshot, 4))
         local = report_in(node.receive("C", Marker(snapshot, 0)))
         assert (local.received["B"], local.channels["B"].payloads) == (received, in_flight)
+
+
+@pytest.mark.parametrize("in_front", [[], ["x"]])
+def test_a_batch_that_cannot_be_unpacked_names_its_channel(in_front: list[object]) -> None:
+    """At once, or when its turn comes; until then, nothing is changed by it."""
+    node = protocol(inbound="B")
+    node.receive_batch("B", 1, in_front)
+    garbage = PackedBatch(2, False, b"garbage")
+
+    def see_and_take() -> None:
+        node.receive_batch("B", len(in_front) + 1, garbage)
+        assert node.take("B") == "x"
+        node.take("B")
+
+    with pytest.raises(ProtocolError, match="what nobody sent") as caught:
+        see_and_take()
+    assert caught.value.where == "B->N"
+    assert node.received("B") == len(in_front)
 
 
 def test_a_batch_is_the_same_as_its_messages_one_by_one() -> None:

@@ -94,6 +94,7 @@ class Node:
 class Context:
     """What a node may do from inside a hook. Drivers make it; users get it as `ctx`."""
 
+    _core: NodeCore
     #: This node's name.
     name: str
     #: Names of the nodes this one can send to, sorted.
@@ -104,13 +105,19 @@ class Context:
     random: CounterRandom
 
     def __init__(self, core: NodeCore, inbound: tuple[str, ...], outbound: tuple[str, ...]) -> None:
-        self._core = core
-        self.name = core.name
-        self.inbound = inbound
-        self.outbound = outbound
-        self.random = core.random
-        # Called once a message: straight to where it goes, and not by way of the method that says what it does.
-        self.send = core.send  # type: ignore[method-assign]
+        vars(self).update(
+            _core=core,
+            name=core.name,
+            inbound=inbound,
+            outbound=outbound,
+            random=core.random,
+            # Called once a message: straight to where it goes, and not by way of the method that says what it does.
+            send=core.send,
+        )
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # It would be in no snapshot.
+        raise AttributeError(f"a context keeps nothing: {name} belongs to the node's own attributes")
 
     def send(self, dst: str, payload: Any) -> None:
         """Send `payload` to the node `dst`; it is fixed now, so changing it afterwards does no harm. Never blocks.

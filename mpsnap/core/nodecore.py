@@ -169,6 +169,9 @@ class NodeCore:
         #: Whether no further message is to be taken in a row; and how many are, between two looks at the clock.
         self._interrupted = False
         self._stride = 1
+        #: When the last row began, and whether nothing is known of how long it took.
+        self._row_began = 0.0
+        self._unmeasured = False
         #: Inbound channels with something to take, each once, the next one first.
         self._ready: deque[str] = deque()
         #: Commands not yet handled.
@@ -226,6 +229,8 @@ class NodeCore:
             Whether an idle call is wanted or a timer is set now.
         """
         self.protocol.receive_and_take(src, number, payload)
+        # Nothing is known of how long this takes.
+        self._stride = 1
         self._handle(src, payload)
         return self._idle_wanted or bool(self._timers)
 
@@ -330,28 +335,34 @@ class NodeCore:
         if self._commands or timer_first or not self._ready:
             return self.step(sources=sources)
         self._timer_was_last = False
+        if self._unmeasured:
+            # The last row ended before its time was taken; if the node has slept since, this errs on the safe side.
+            self._stride = STRIDE if now - self._row_began < QUICK_SECONDS else 1
+        self._unmeasured, self._row_began = True, now
         src = self._ready.popleft()
-        self._begin("on_message")
         self._take_in_a_row(src, now, until)
         self._end(self._has_idle)
         return True
 
     def _take_in_a_row(self, src: str, now: float, until: float) -> None:
         taking = self.protocol.taking(src)
-        on_message, ctx, decode, clock = self._node.on_message, self._ctx, self.codec.decode, self._clock
+        self._begin("on_message")
+        node, ctx, decode, clock = self._node, self._ctx, self.codec.decode, self._clock
         self._interrupted = False
         left = RUN_MESSAGES
         while left > 0:
             stride = min(self._stride, left)
             left -= stride
             for payload in islice(taking, stride):
-                on_message(ctx, src, decode(payload.data) if type(payload) is Encoded else payload)
+                # Looked up each time: a hook may have made its node behave in another way.
+                node.on_message(ctx, src, decode(payload.data) if type(payload) is Encoded else payload)
                 if self._interrupted:
                     break
             if self._interrupted or not length_hint(taking):
                 break
             before, now = now, clock()
             self._stride = STRIDE if now - before < QUICK_SECONDS else 1
+            self._unmeasured = False
             if now >= until:
                 break
         self._put_back(src)

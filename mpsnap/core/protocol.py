@@ -56,7 +56,7 @@ from itertools import chain
 from operator import length_hint
 from typing import NamedTuple, TypeVar, overload
 
-from mpsnap.core.errors import ProtocolError
+from mpsnap.core.errors import CodecError, ProtocolError
 
 _ID_TEXT = re.compile(r"(0|[1-9][0-9]*)-(.+)-([1-9][0-9]*)")
 
@@ -416,7 +416,11 @@ class SnapshotProtocol:
             ProtocolError: As `take`.
         """
         inbox = self._inboxes.get(src)
-        if inbox is None or not inbox.advance():
+        try:
+            waits = inbox is not None and inbox.advance()
+        except CodecError as error:
+            raise self._unreadable(src, error) from error
+        if inbox is None or not waits:
             raise ProtocolError(f"nothing from {src} stands in the inbox of {self.node}", where=f"{src}->{self.node}")
         return inbox.oldest
 
@@ -559,7 +563,10 @@ class SnapshotProtocol:
         inbox = self._inboxes.get(src)
         if inbox is None:
             inbox = self._inboxes[src] = _Inbox()
-        is_next = inbox.add(payloads)
+        try:
+            is_next = inbox.add(payloads)
+        except CodecError as error:
+            raise self._unreadable(src, error) from error
         self._seen[src] += count
         return is_next
 
@@ -570,6 +577,9 @@ class SnapshotProtocol:
         for name in sorted(set(given or ()).difference(channels)):
             raise ProtocolError(f"{self.node} has no {what} {name} to restore", where=self.node)
         return given or {}
+
+    def _unreadable(self, src: str, error: CodecError) -> ProtocolError:
+        return ProtocolError(f"a channel carried what nobody sent: {error.what}", where=f"{src}->{self.node}")
 
     def _seen_or_raise(self, src: str) -> int:
         if src not in self._seen:

@@ -51,17 +51,18 @@ class Board:
         """Return when the node's last turn began, in seconds of the monotonic clock; 0 before the first."""
         return self._words[2 * self._nodes[node] + 1] / 1e9
 
-    def sent(self, channel: Channel) -> int:
-        """Return how many messages of the channel were given to the pipe or its outbox."""
-        return self._words[self._sent + self._channels[channel]]
-
-    def taken(self, channel: Channel) -> int:
-        """Return how many messages of the channel were handed to its receiver's code."""
-        return self._words[self._taken + self._channels[channel]]
+    def counts(self, channel: Channel) -> dict[str, int]:
+        """Return how many messages of the channel were `sent`, and how many `taken` by its receiver's code."""
+        k = self._channels[channel]
+        # First this: never more are taken than were sent by then.
+        taken = self._words[self._taken + k]
+        return {"sent": self._words[self._sent + k], "taken": taken}
 
     def totals(self) -> tuple[int, int]:
         """Return messages sent and taken over all channels."""
-        return sum(self._words[self._sent : self._taken]), sum(self._words[self._taken :])
+        # What was taken first: it is never more than what was sent by then.
+        taken = sum(self._words[self._taken :])
+        return sum(self._words[self._sent : self._taken]), taken
 
     def node_view(self, node: str) -> NodeView:
         """Return the slots that the process of `node` writes."""

@@ -41,7 +41,7 @@ WIDE_READ_BYTES = 256 * 1024
 _LARGE_BYTES, _WIDE_BYTES = 16 * 1024, 1 << 20
 
 #: Bytes that follow, kind, number of the first message or count of the marker, how many messages.
-_HEADER = struct.Struct("!IBQI")
+_HEADER = struct.Struct("!QBQI")
 _BATCH, _BATCH_WITH_ENCODED, _MARKER = range(3)
 
 #: The number of the first message, and the payloads.

@@ -114,6 +114,9 @@ class Outbound:
         #: Channels whose window is full, and since when; when they are next reported.
         self.full: dict[str, float] = {}
         self._next_report = 0.0
+        #: Whether the last report named a full channel; and when a hook last ended, which is the loop's to set.
+        self.told = False
+        self.hook_ended = 0.0
         #: Whether hooks run long, as far as is known; and the time, as of the last look. Both are the loop's to set.
         self.eager = True
         self.now = 0.0
@@ -179,10 +182,11 @@ class Outbound:
         return self.now - lane.since >= AGE_SECONDS if lane.since else self.now - lane.left >= QUIET_SECONDS
 
     def _ship(self, lane: _Lane) -> None:
+        # First the count: nobody must see more messages taken than sent.
+        self._words[lane.sent_slot] = lane.outbox.sent
         first, payloads = lane.outbox.collect()
         if not lane.sender.send(first, payloads):
             self._await_writable(lane.sender.fileno(), True)
-        self._words[lane.sent_slot] = lane.outbox.sent
         if lane.sender.message_bytes != lane.message_bytes:
             self._size(lane)
         lane.left = self.now
@@ -210,13 +214,24 @@ class Outbound:
         """Return the time, and the channels that are full and since when; None if it is not time to report them."""
         # The time first and then the look: what is full now was full then, however long the two are apart.
         now = time.monotonic()
-        if not self.full or now < self._next_report:
+        if now < self._next_report or not (self.full or self.told):
             return None
         self._next_report = now + REPORT_SECONDS
         self.room()
-        return now, self.full
+        self.told = bool(self.full)
+        # While a hook runs its node waits for nobody, and others cannot see what it has taken meanwhile.
+        return now, {dst: max(since, self.hook_ended) for dst, since in self.full.items()}
 
     def _look_at_window(self, lane: _Lane) -> int:
+        room = self._read_window(lane)
+        # Where the line has come nearer, it must not be passed unseen.
+        outbox = lane.outbox
+        outbox.limit = max(
+            len(outbox.payloads) + 1, min(outbox.limit, lane.line + 1 - outbox.sent + len(outbox.payloads))
+        )
+        return room
+
+    def _read_window(self, lane: _Lane) -> int:
         dst, sent, taken = lane.outbox.dst, lane.outbox.sent, self._words[lane.taken_slot]
         on_the_way = sent - taken
         if on_the_way < lane.window:

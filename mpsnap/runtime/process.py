@@ -60,6 +60,9 @@ LAST_WORDS_SECONDS = 2.0
 
 LONGEST_WAIT_SECONDS = 3600.0
 
+#: Phases in which something may be sent.
+_HOOKS = frozenset({"on_message", "on_idle", "on_timer", "on_command"})
+
 #: Exit statuses of a node.
 EXIT_STOPPED = 0
 EXIT_FAILED = 1
@@ -131,6 +134,8 @@ class NodeProcess(Driver):
         self._results = FrameWriter(writer_fd(spec.results))
         self._journal: FileJournal | None = None
         self._phase = ""
+        #: The hook that runs or has run last.
+        self._hook = ""
         #: Whether what is being read is the only thing that has arrived.
         self._lone = False
         #: By hook, whether it ran long the last time: then what it sends is not kept waiting.
@@ -272,6 +277,7 @@ class NodeProcess(Driver):
         now = time.monotonic()
         if self._journal is not None:
             self._journal.turn(now)
+        self._view.turn(now)
         self._outbound.now = now
         self._lone = len(events) == 1
         for fd, mask in events:
@@ -281,7 +287,8 @@ class NodeProcess(Driver):
                 self._write_results()
             elif fd in self._awaited:
                 self._outbound.writable(fd)
-        self._view.turn(now)
+        if self._outbound.waiting:
+            self._outbound.flush(all_of_it=False)
 
     def _timeout(self) -> float | None:
         if not self._running:
@@ -310,8 +317,8 @@ class NodeProcess(Driver):
             room = self._room()
             if not room or not core.run(sources=room > 1, now=before, until=until):
                 break
-            outbound.now = clock()
-            self._slow[self._phase] = outbound.eager = outbound.now - before >= SLOW_SECONDS
+            outbound.now = outbound.hook_ended = clock()
+            self._slow[self._hook] = outbound.eager = outbound.now - before >= SLOW_SECONDS
             before = outbound.now
             runs += 1
             busy = core.busy
@@ -319,7 +326,7 @@ class NodeProcess(Driver):
             # Where little is to be done, what was sent leaves before anything else is seen to: its receivers wake up
             # meanwhile, and nothing is gained by a look for more.
             outbound.flush(all_of_it=runs == 1 and not busy)
-        if outbound.full:
+        if outbound.full or outbound.told:
             self._report_full_channels()
 
     def _report_full_channels(self) -> None:
@@ -354,7 +361,7 @@ class NodeProcess(Driver):
 
     def _read_channel(self, src: str, receiver: QueueReceiver) -> None:
         items = receiver.receive()
-        if self._lone and len(items) == 1 and self._running and self._core.passive and not self._outbound.crowded:
+        if self._lone and len(items) == 1 and self._running and self._core.passive and self._room() > 1:
             (item,) = items
             if not isinstance(item, Marker) and len(item[1]) == 1:
                 self._deliver(src, *item)
@@ -369,10 +376,11 @@ class NodeProcess(Driver):
         """Have a lone message handled on the shortest way: nothing else waits here that it could keep waiting."""
         outbound = self._outbound
         (payload,) = payloads
+        began = outbound.now
         self._core.deliver(src, number, payload)
         self.taken(src, number)
-        before, outbound.now = outbound.now, time.monotonic()
-        self._slow["on_message"] = outbound.now - before >= SLOW_SECONDS
+        outbound.now = outbound.hook_ended = time.monotonic()
+        self._slow["on_message"] = outbound.now - began >= SLOW_SECONDS
         if outbound.waiting and self._core.passive:
             outbound.flush(all_of_it=True)
 
@@ -465,5 +473,9 @@ class NodeProcess(Driver):
         if phase != self._phase:
             self._phase = phase
             self._view.phase(phase)
-            if self._running:
+            if self._running and phase in _HOOKS:
+                self._hook = phase
                 self._outbound.eager = self._slow.get(phase, True)
+                if self._outbound.eager and self._outbound.waiting:
+                    # What quick hooks have sent does not wait for a slow one.
+                    self._outbound.flush(all_of_it=True)

@@ -201,10 +201,7 @@ class Supervisor:
             }
             if incarnation
             else {},
-            "channels": {
-                str(channel): {"sent": incarnation.board.sent(channel), "taken": incarnation.board.taken(channel)}
-                for channel in self.topology.channels
-            }
+            "channels": {str(channel): incarnation.board.counts(channel) for channel in self.topology.channels}
             if incarnation
             else {},
             "snapshots": [

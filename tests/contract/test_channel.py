@@ -65,7 +65,7 @@ class MemoryChannel(Channel):
 
 
 def _frame(kind: int, body: bytes, count: int = 1) -> bytes:
-    return struct.pack("!IBQI", len(body), kind, 1, count) + body
+    return struct.pack("!QBQI", len(body), kind, 1, count) + body
 
 
 class QueueChannel(Channel):
