@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
-from mpsnap.core.codec import Codec, Encoded
+from mpsnap.core.codec import Codec, Encoded, thaw
 from mpsnap.core.errors import MpsnapError
 from mpsnap.core.history import VALUES, Entry, error_shown, value_shown
-from mpsnap.core.nodecore import Driver, Encode, NodeCore
+from mpsnap.core.nodecore import RUN_MESSAGES, Driver, Encode, NodeCore
 from mpsnap.core.protocol import LocalSnapshot, Marker, SnapshotId
 from mpsnap.core.snapshot import Captured, UnfinishedState
 
@@ -118,8 +119,16 @@ class JournaledCore(NodeCore):
         NodeCore._handle(self, src, payload)
 
     def _take_in_a_row(self, src: str, now: float, until: float) -> None:
-        # One at a time, for each is noted with its place between what else happens.
-        self._take(src)
+        taking = self.protocol.taking(src)
+        self._begin("on_message")
+        self._interrupted = False
+        for payload in islice(taking, RUN_MESSAGES):
+            # Each at its place between what else happens.
+            self._received(src)
+            self._node.on_message(self._ctx, src, thaw(payload, self.codec))
+            if self._interrupted or self._clock() >= until:
+                break
+        self._put_back(src)
 
     def run_timer(self) -> None:
         """Run the next timer, due or not; there must be one."""

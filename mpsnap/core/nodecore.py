@@ -65,13 +65,11 @@ class Driver(ABC):
         """Put message `number` on the channel to `dst`; the payload is fixed. Must not block."""
 
     def offer(self, outbox: Outbox) -> None:
-        """Attend to an outbox in which as many messages stand as its limit says; here each is passed on at once.
+        """Attend to an outbox in which as many messages stand as its limit says: one, to begin with, passed on at once.
 
         A driver that sends in batches overrides this, sets the limits, and collects when it sees fit.
         """
-        first, payloads = outbox.collect()
-        for k, payload in enumerate(payloads):
-            self.send(outbox.dst, first + k, payload)
+        self.send(outbox.dst, *outbox.collect_one())
 
     @abstractmethod
     def send_marker(self, dst: str, marker: Marker) -> None:
@@ -229,10 +227,12 @@ class NodeCore:
             Whether an idle call is wanted or a timer is set now.
         """
         self.protocol.receive_and_take(src, number, payload)
-        # Nothing is known of how long this takes.
-        self._stride = 1
         self._handle(src, payload)
         return self._idle_wanted or bool(self._timers)
+
+    def forget_pace(self) -> None:
+        """Take nothing for granted of how long hooks run: `deliver` does not look."""
+        self._stride = 1
 
     def receive_marker(self, src: str, marker: Marker) -> None:
         """See a marker from `src`."""

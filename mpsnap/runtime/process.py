@@ -378,6 +378,7 @@ class NodeProcess(Driver):
         (payload,) = payloads
         began = outbound.now
         self._core.deliver(src, number, payload)
+        self._core.forget_pace()
         self.taken(src, number)
         outbound.now = outbound.hook_ended = time.monotonic()
         self._slow["on_message"] = outbound.now - began >= SLOW_SECONDS
