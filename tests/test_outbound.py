@@ -185,6 +185,21 @@ def test_what_waits_leaves_in_front_of_a_marker(world: World) -> None:
     assert world.left("B") == []
 
 
+def test_nobody_sees_more_messages_taken_than_sent(world: World) -> None:
+    """The count is there before the receiver can have the messages."""
+    counted = []
+    pipe = world.pipes["B"]
+
+    def send(first: int, payloads: list[object]) -> bool:
+        counted.append((world.words[0], first + len(payloads) - 1))
+        return True
+
+    pipe.send = send
+    world.send("B", *range(BATCH_MESSAGES + 5))
+    world.out.flush(all_of_it=True)
+    assert counted == [(BATCH_MESSAGES, BATCH_MESSAGES), (BATCH_MESSAGES + 5, BATCH_MESSAGES + 5)]
+
+
 def test_a_full_pipe_is_waited_for_until_it_has_taken_everything(world: World) -> None:
     pipe = world.pipes["B"]
     pipe.has_room = False

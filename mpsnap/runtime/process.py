@@ -30,7 +30,7 @@ from multiprocessing.queues import Queue
 from typing import Any, NoReturn
 
 from mpsnap.core.blame import blame
-from mpsnap.core.errors import ClusterError, MpsnapError, SnapshotError, one_line
+from mpsnap.core.errors import ClusterError, CodecError, MpsnapError, SnapshotError, one_line
 from mpsnap.core.journal import JournaledCore
 from mpsnap.core.nodecore import Driver, Encode, NodeCore
 from mpsnap.core.part import pack
@@ -375,7 +375,12 @@ class NodeProcess(Driver):
     def _deliver(self, src: str, number: int, payloads: Sequence[object]) -> None:
         """Have a lone message handled on the shortest way: nothing else waits here that it could keep waiting."""
         outbound = self._outbound
-        (payload,) = payloads
+        try:
+            (payload,) = payloads
+        except CodecError:
+            # The long way raises it too, and names the channel.
+            self._core.receive_batch(src, number, payloads)
+            raise
         began = outbound.now
         self._core.deliver(src, number, payload)
         self._core.forget_pace()
