@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from mpsnap.core.errors import CodecError, ProtocolError
+from mpsnap.core.errors import ProtocolError
 from mpsnap.runtime.frames import FRAME_BYTES, FrameReader, FrameWriter, Note
 
 #: What Linux writes into a pipe whole or not at all.
@@ -90,7 +90,7 @@ def test_notes_of_any_size_arrive_whole_and_in_order(sizes: list[int]) -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(notes=st.lists(st.tuples(st.text(min_size=1), st.integers(), st.binary(max_size=10_000)), max_size=20))
+@given(notes=st.lists(st.tuples(st.text(min_size=1), st.integers(-(2**63), 2**64 - 1), st.binary(max_size=10_000)), max_size=20))
 def test_notes_arrive_as_they_were_posted(notes: list[Note]) -> None:
     assert passed(notes) == notes
 
@@ -187,7 +187,7 @@ def damaged(note: Note, at: int, byte: int) -> bytes:
 @example(b"\xff" * 64)
 @example(b"\0" * 64)
 def test_garbage_raises_nothing_but_the_errors_for_it(data: bytes) -> None:
-    with suppress(ProtocolError, CodecError):
+    with suppress(ProtocolError):
         read_garbage(data)
 
 
@@ -198,7 +198,7 @@ def test_garbage_raises_nothing_but_the_errors_for_it(data: bytes) -> None:
     byte=st.integers(0, 255),
 )
 def test_a_damaged_byte_raises_nothing_but_the_errors_for_it(note: Note, at: int, byte: int) -> None:
-    with suppress(ProtocolError, CodecError):
+    with suppress(ProtocolError):
         read_garbage(damaged(note, at, byte))
 
 
@@ -218,5 +218,5 @@ def test_a_damaged_byte_raises_nothing_but_the_errors_for_it(note: Note, at: int
     ],
 )
 def test_what_no_writer_writes_is_an_error_at_once(data: bytes) -> None:
-    with pytest.raises((ProtocolError, CodecError)):
+    with pytest.raises(ProtocolError):
         read_garbage(data)

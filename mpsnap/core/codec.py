@@ -111,11 +111,9 @@ class _Writer:
         pack = msgpack.Packer(strict_types=True, unicode_errors="surrogatepass", default=self._lower).pack
         return pack
 
-    def packed(self, value: object) -> msgpack.Packer:
-        """Return a packer that holds the bytes."""
-        packer = msgpack.Packer(strict_types=True, unicode_errors="surrogatepass", default=self._lower, autoreset=False)
-        packer.pack(_hidden(value) if self._hide else value)
-        return packer
+    def holder(self) -> msgpack.Packer:
+        """Return a packer that holds the bytes of what it packs."""
+        return msgpack.Packer(strict_types=True, unicode_errors="surrogatepass", default=self._lower, autoreset=False)
 
     def _lower(self, item: Any) -> Any:
         """Return what msgpack can write for an item that it has no type for."""
@@ -238,6 +236,7 @@ class Codec:
         # Those not at work: to make one for every message would take as long as its work. Each is taken and put back in
         # one step, so that neither a thread nor the hash of a key meets one at work. One that failed never comes back.
         self._packers: list[Callable[[object], bytes]] = []
+        self._holders: list[msgpack.Packer] = []
         self._readers: list[_Reader] = []
 
     def encode(self, value: object, where: str = "value") -> bytes:
@@ -271,13 +270,22 @@ class Codec:
         kinds = survey(value, self._classes)
         if kinds is None:
             value, kinds = self._in_one_piece(value, where), set()
+        simple, hide = not kinds, bytearray in kinds
         try:
-            packer = _Writer(self._classes, bytearray in kinds, {}).packed(value)
+            holder = self._holders.pop() if simple and self._holders else self._holder(simple, hide)
+            holder.pack(_hidden(value) if hide else value)
         except _UNWRITABLE as error:
             raise CodecError(f"the value cannot be encoded: {told(error)}", where=where) from error
         # The view is of the packer's own memory, which older versions of msgpack do not keep alive for it.
-        with packer.getbuffer() as view:
-            return use(view)
+        with holder.getbuffer() as view:
+            used, small = use(view), len(view) <= _SMALL
+        if simple and small:
+            holder.reset()
+            self._holders.append(holder)
+        return used
+
+    def _holder(self, simple: bool, hide: bool) -> msgpack.Packer:
+        return _Writer(self._classes, hide, None if simple else {}).holder()
 
     def _in_one_piece(self, value: object, where: str) -> Pickled:
         if not self._pickle:

@@ -261,6 +261,7 @@ def _id_bytes(snapshot_id: SnapshotId) -> bytes:
     return str(snapshot_id).encode()
 
 
+@lru_cache(maxsize=64)
 def _snapshot_id(body: bytes) -> SnapshotId:
     try:
         return SnapshotId.parse(body.decode())

@@ -18,7 +18,7 @@ Rules a maintainer keeps:
 from __future__ import annotations
 
 import os
-import selectors
+import select
 import signal
 import threading
 import time
@@ -118,7 +118,9 @@ class Supervisor:
         #: How to read each node's values.
         self.codecs = {node: codecs[program.reference] for node, program in programs.items()}
         #: Made by `start`: an object that was never started holds nothing that has to be given back.
-        self._selector: selectors.DefaultSelector
+        self._epoll: select.epoll
+        #: By descriptor that is waited for: what it is, and whose.
+        self._watched: dict[int, tuple[str, str]]
         self._bell = -1
         self._bell_lock = threading.RLock()
         self._events: list[Event] = []
@@ -227,7 +229,7 @@ class Supervisor:
             raise ClusterError(f"the cluster is {self.state} and starts once only", hint="a new one")
         self.state = "starting"
         lifeline.forget_in_children(self)
-        self._selector = selectors.DefaultSelector()
+        self._epoll, self._watched = select.epoll(), {}
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         try:
             incarnation = Incarnation(
@@ -246,10 +248,10 @@ class Supervisor:
                 incarnation.close()
                 raise ClusterError("the cluster was stopped while it started")
             self._incarnation = incarnation
-            self._selector.register(self._bell, selectors.EVENT_READ, ("bell", ""))
+            self._watch(self._bell, "bell")
             for node, endpoints in incarnation.nodes.items():
-                self._selector.register(endpoints.results.fd, selectors.EVENT_READ, ("results", node))
-                self._selector.register(endpoints.pidfd, selectors.EVENT_READ, ("died", node))
+                self._watch(endpoints.results.fd, "results", node)
+                self._watch(endpoints.pidfd, "died", node)
             self._watch_start()
         except BaseException:
             self.close()
@@ -261,11 +263,14 @@ class Supervisor:
         Never raises for a failure of the cluster: that is `ClusterStopped` with its error.
         """
         if not self.ended and not self._events:
-            ready = self._selector.select(max(0.0, min(timeout, self._deadlines.seconds_left())))
-            # Results before deaths: the last words of a node that died explain its death.
-            for key, _ in sorted(ready, key=lambda item: item[0].data[0] == "died"):
+            ready = self._epoll.poll(max(0.0, min(timeout, self._deadlines.seconds_left())))
+            attended = [self._watched[fd] for fd, _ in ready]
+            if len(attended) > 1:
+                # Results before deaths: the last words of a node that died explain its death.
+                attended.sort(key=lambda which: which[0] == "died")
+            for what, node in attended:
                 if not self.ended:
-                    self._attend(*key.data)
+                    self._attend(what, node)
             self._deadlines.keep()
         events, self._events = self._events, []
         return events
@@ -336,11 +341,19 @@ class Supervisor:
         There it takes no lock: another thread may have held that, and there is none to let go of it.
         """
         if self._bell >= 0:
-            self._selector.close()
+            self._epoll.close()
             bell, self._bell = self._bell, -1
             os.close(bell)
 
     # ---------------------------------------------------------------- attending
+
+    def _watch(self, fd: int, what: str, node: str = "", mask: int = select.EPOLLIN) -> None:
+        self._epoll.register(fd, mask)
+        self._watched[fd] = what, node
+
+    def _unwatch(self, fd: int) -> None:
+        self._epoll.unregister(fd)
+        del self._watched[fd]
 
     def _attend(self, what: str, node: str) -> None:
         if what == "bell":
@@ -378,11 +391,11 @@ class Supervisor:
             done = control.flush()
         except BrokenPipeError:
             done = True  # As above: the pidfd tells.
-        watched = control.fd in self._selector.get_map()
+        watched = control.fd in self._watched
         if done and watched:
-            self._selector.unregister(control.fd)
+            self._unwatch(control.fd)
         elif not done and not watched:
-            self._selector.register(control.fd, selectors.EVENT_WRITE, ("control", node))
+            self._watch(control.fd, "control", node, select.EPOLLOUT)
 
     def _happened(self, event: Event) -> None:
         self._events.append(event)
@@ -433,8 +446,8 @@ class Supervisor:
     def _on_death(self, node: str) -> None:
         assert self._incarnation is not None
         self._dead.add(node)
-        self._selector.unregister(self._nodes[node].pidfd)
-        self._selector.unregister(self._nodes[node].results.fd)
+        self._unwatch(self._nodes[node].pidfd)
+        self._unwatch(self._nodes[node].results.fd)
         if node not in self._stopped:
             phase, status = self._incarnation.board.phase(node), self._incarnation.status(node)
             # By itself, that is: a signal that came that early has nothing to do with the script.
@@ -485,8 +498,8 @@ class Supervisor:
         if self._incarnation is not None:
             self._incarnation.kill()
             self.totals()
-            for fd in [key.fd for key in self._selector.get_map().values() if key.fd != self._bell]:
-                self._selector.unregister(fd)
+            for fd in [fd for fd in self._watched if fd != self._bell]:
+                self._unwatch(fd)
             self._incarnation.close()
             self._incarnation = None
         self._snapshots.lose_all(error)
