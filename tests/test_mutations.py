@@ -183,8 +183,8 @@ MUTATIONS = [
     Mutation(
         "every channel of a cut is checked",
         "snapshot.py",
-        "                self._verify_channel(src, dst, sent[dst])\n",
-        "                pass\n",
+        "                if first != received + 1 or len(payloads) != sent[dst] - received:\n",
+        "                if first != received + 1:\n",
         "test_snapshot.py::test_verify_finds_the_damage_and_says_where",
     ),
 ]

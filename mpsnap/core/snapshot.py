@@ -233,10 +233,16 @@ class GlobalSnapshot:
         for stranger in sorted(self._locals.keys() - set(self.topology.nodes)):
             raise ConsistencyError(f"snapshot {self.id} holds a node that its topology does not", where=stranger)
         # In the order of `topology.channels`.
+        parts = self._locals
         for src in sorted(self.topology.nodes):
-            sent = self._locals[src].sent
+            sent = parts[src].sent
             for dst in self.topology.outbound(src):
-                self._verify_channel(src, dst, sent[dst])
+                part = parts[dst]
+                received = part.received[src]
+                first, payloads = part.channels[src]
+                # Both together also say that no more was received than sent: nothing has a negative length.
+                if first != received + 1 or len(payloads) != sent[dst] - received:
+                    raise self._inconsistent(src, dst, sent[dst])
         self._proven = True
 
     def _verify_node(self, node: str) -> None:
@@ -247,34 +253,31 @@ class GlobalSnapshot:
             raise ConsistencyError(
                 f"snapshot {self.id} holds the part of {local.node} in snapshot {local.snapshot_id}", where=node
             )
-        expected = {
-            "sent": (local.sent, self.topology.outbound(node)),
-            "received": (local.received, self.topology.inbound(node)),
-            "channels": (local.channels, self.topology.inbound(node)),
-        }
-        for part, (got, neighbours) in expected.items():
-            # Nearly always in the same order, and then no name is looked up.
-            if tuple(got) != neighbours and got.keys() != set(neighbours):
+        outbound, inbound = self.topology.outbound(node), self.topology.inbound(node)
+        if tuple(local.sent) == outbound and tuple(local.received) == tuple(local.channels) == inbound:
+            return  # Nearly always in the same order, and then no name is looked up.
+        for part, got, neighbours in (
+            ("sent", local.sent, outbound),
+            ("received", local.received, inbound),
+            ("channels", local.channels, inbound),
+        ):
+            if got.keys() != set(neighbours):
                 raise ConsistencyError(
                     f"snapshot {self.id}: {part} covers {sorted(got)}, the topology has {sorted(neighbours)}",
                     where=node,
                 )
 
-    def _verify_channel(self, src: str, dst: str, sent: int) -> None:
-        target = self._locals[dst]
-        received = target.received[src]
-        first, payloads = target.channels[src]
+    def _inconsistent(self, src: str, dst: str, sent: int) -> ConsistencyError:
+        received = self._locals[dst].received[src]
+        first, payloads = self._locals[dst].channels[src]
         if received > sent:
-            raise ConsistencyError(
-                f"snapshot {self.id}: {received} messages received before the cut, only {sent} sent before it",
-                where=f"{src}->{dst}",
+            what = f"{received} messages received before the cut, only {sent} sent before it"
+        else:
+            what = (
+                f"messages {received + 1}..{sent} were in flight, "
+                f"the channel state holds {len(payloads)} from {first}"
             )
-        if first != received + 1 or len(payloads) != sent - received:
-            raise ConsistencyError(
-                f"snapshot {self.id}: messages {received + 1}..{sent} were in flight, "
-                f"the channel state holds {len(payloads)} from {first}",
-                where=f"{src}->{dst}",
-            )
+        return ConsistencyError(f"snapshot {self.id}: {what}", where=f"{src}->{dst}")
 
     def __repr__(self) -> str:
         return (
