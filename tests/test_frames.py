@@ -90,7 +90,11 @@ def test_notes_of_any_size_arrive_whole_and_in_order(sizes: list[int]) -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(notes=st.lists(st.tuples(st.text(min_size=1), st.integers(-(2**63), 2**64 - 1), st.binary(max_size=10_000)), max_size=20))
+@given(
+    notes=st.lists(
+        st.tuples(st.text(min_size=1), st.integers(-(2**63), 2**64 - 1), st.binary(max_size=10_000)), max_size=20
+    )
+)
 def test_notes_arrive_as_they_were_posted(notes: list[Note]) -> None:
     assert passed(notes) == notes
 

@@ -10,7 +10,7 @@ real one before it leaves: so the journal of a node that breaks off holds no eff
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -55,6 +55,10 @@ class PlainJournal(Journal):
 
     def __init__(self) -> None:
         self._taken: dict[str, int] = {}
+
+    def restored(self, received: Mapping[str, int]) -> None:
+        """Go on counting from what a restored node had received."""
+        self._taken = dict(received)
 
     def sent(self, dst: str, number: int, payload: object) -> None:
         self.note("sent", to=dst, number=number, payload=payload)

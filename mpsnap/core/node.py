@@ -32,6 +32,7 @@ PHASES = (
     "on_command",
     "on_stop",
     "stopped",
+    "restore",
 )
 
 

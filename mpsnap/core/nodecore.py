@@ -55,6 +55,26 @@ class Encode(Protocol):
         """Raise a `SnapshotError` if the state cannot be kept."""
 
 
+def _protocol(
+    name: str,
+    inbound: Sequence[str],
+    outbound: Sequence[str],
+    capture: Callable[[], object],
+    restored: LocalSnapshot | None,
+) -> SnapshotProtocol:
+    if restored is None:
+        return SnapshotProtocol(name, inbound, outbound, capture)
+    inboxes = {src: list(state.payloads) for src, state in restored.channels.items()}
+    return SnapshotProtocol(
+        name, inbound, outbound, capture, sent=restored.sent, received=restored.received, inboxes=inboxes
+    )
+
+
+def _captured(local: LocalSnapshot) -> Captured:
+    assert isinstance(local.captured, Captured)
+    return local.captured
+
+
 class Driver(ABC):
     """What a `NodeCore` asks of whoever drives it. Calls come in order and must be carried out in order."""
 
@@ -133,6 +153,7 @@ class NodeCore:
         codec: Of the node's class.
         driver: Carries out effects.
         clock: Seconds on a scale of the driver's own; never goes back.
+        restored: This node's part of the snapshot that the cluster goes on from; None for a fresh start.
     """
 
     def __init__(
@@ -148,11 +169,12 @@ class NodeCore:
         codec: Codec,
         driver: Driver,
         clock: Callable[[], float],
+        restored: LocalSnapshot | None = None,
     ) -> None:
         self.name = name
         self.codec = codec
         self.random = CounterRandom(f"{seed}:{name}")
-        self.protocol = SnapshotProtocol(name, inbound, outbound, self._capture)
+        self.protocol = _protocol(name, inbound, outbound, self._capture, restored)
         self._node = node
         self._driver = driver
         self._tells_phases = type(driver).phase is not Driver.phase
@@ -190,14 +212,41 @@ class NodeCore:
         self._cause: tuple[SnapshotId, str | None] | None = None
         #: Snapshots begun inside the hook that is running.
         self._wishes: list[SnapshotId] = []
+        self._restored = None if restored is None else _captured(restored)
 
     # ---------------------------------------------------------------- life
 
     def start(self, params: dict[str, Any]) -> None:
-        """Run `setup` and `on_start`, then capture once for nothing, so that a state that cannot be kept shows now."""
-        self._run("setup", lambda: self._node.setup(self._ctx, **params))
-        self._run("on_start", lambda: self._node.on_start(self._ctx))
+        """Run `setup` and `on_start`, then capture once for nothing, so that a state that cannot be kept shows now.
+
+        A restored node takes its state back in place of `setup`.
+        """
+        if self._restored is None:
+            self._run("setup", lambda: self._node.setup(self._ctx, **params))
+            self._run("on_start", lambda: self._node.on_start(self._ctx))
+        else:
+            captured, self._restored = self._restored, None
+            # First: whatever the hooks below draw, a restored node goes on where its cut was.
+            self.random = vars(self._ctx)["random"] = CounterRandom(*captured.random)
+            assert not isinstance(captured.state, UnfinishedState), "a snapshot is put together of finished parts"
+            state = captured.state if isinstance(captured.state, bytes) else captured.state.read()
+            self._run("restore", lambda: self._node.restore(self.codec.decode(state)))
+            self._run("on_start", lambda: self._node.on_start(self._ctx))
+            self._take_back(captured)
         self._capture()
+
+    def _take_back(self, captured: Captured) -> None:
+        """Go on where the cut was, with all that is not the user's state."""
+        now = self._clock()
+        for timer in captured.timers:
+            entry = (now + timer.remaining, self._timers_set, timer.period, timer.method, timer.args)
+            heapq.heappush(self._timers, entry)
+            self._timers_set += 1
+        self._finished = self._finished or captured.finished
+        self._emitted = captured.emitted
+        # Of a node that was not passive the cut does not say why; one idle call too many does no harm, one too few does.
+        self._idle_wanted = self._has_idle and not (self._finished or captured.passive)
+        self._ready.extend(src for src in self.protocol.inbound if self.protocol.waiting(src))
 
     def stop(self) -> None:
         """Run `on_stop`."""

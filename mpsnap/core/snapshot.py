@@ -274,8 +274,7 @@ class GlobalSnapshot:
             what = f"{received} messages received before the cut, only {sent} sent before it"
         else:
             what = (
-                f"messages {received + 1}..{sent} were in flight, "
-                f"the channel state holds {len(payloads)} from {first}"
+                f"messages {received + 1}..{sent} were in flight, the channel state holds {len(payloads)} from {first}"
             )
         return ConsistencyError(f"snapshot {self.id}: {what}", where=f"{src}->{dst}")
 
