@@ -244,7 +244,7 @@ class NodeCore:
             self._timers_set += 1
         self._finished = self._finished or captured.finished
         self._emitted = captured.emitted
-        # Of a node that was not passive the cut does not say why; one idle call too many does no harm, one too few does.
+        # Why a node was not passive the cut does not say. One idle call too many does no harm, one too few does.
         self._idle_wanted = self._has_idle and not (self._finished or captured.passive)
         self._ready.extend(src for src in self.protocol.inbound if self.protocol.waiting(src))
 

@@ -27,8 +27,8 @@ _HEADER = struct.Struct("!HII")
 _BODY_BYTES = FRAME_BYTES - _HEADER.size
 _READ_BYTES = 64 * 1024
 
-#: A kind, then what belongs to it: None, bools, ints of 64 bits, floats, str, bytes, and tuples and dicts of these. That
-#: is msgpack as it stands, which takes a fifth of what the codec takes to look through a value of any kind.
+#: A kind, then what belongs to it: None, bools, ints of 64 bits, floats, str, bytes, and tuples and dicts of these.
+#: That is msgpack as it stands, which takes a fifth of what the codec takes to look through a value of any kind.
 Note = tuple[object, ...]
 
 
