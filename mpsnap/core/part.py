@@ -157,7 +157,7 @@ def _read(data: bytes, version: int | str, shapes: Mapping[str, Any]) -> dict[st
 
 
 def _put_together(
-    plain: dict[str, Any], state: bytes | StoredState | None, in_flight: dict[str, Sequence[object]]
+    plain: dict[str, Any], state: bytes | StoredState | None, in_flight: Mapping[str, Sequence[object]]
 ) -> LocalSnapshot:
     if (plain["state"] is None) is (state is None):
         raise CodecError("not a local snapshot: its state is " + ("left out" if state is None else "there twice"))
