@@ -41,7 +41,7 @@ from mpsnap.core.kinds import (
 )
 from mpsnap.core.walk import MAX_DEPTH, Classes, explain, survey
 
-__all__ = ["MAX_DEPTH", "Codec", "Encoded", "Opaque", "Pickled", "freeze", "thaw"]
+__all__ = ["MAX_DEPTH", "Codec", "Encoded", "Opaque", "Pickled", "freeze", "is_frozen", "thaw"]
 
 T = TypeVar("T")
 
@@ -374,6 +374,12 @@ def freeze(value: object, codec: Codec, where: str = "payload") -> object:
     if kind in NATIVE or (kind is tuple and _is_fixed(value, _MAX_FIXED_DEPTH)):
         return value
     return Encoded(codec.encode(value, where))
+
+
+def is_frozen(value: object) -> bool:
+    """Return whether a value is one that `freeze` returns."""
+    kind = type(value)
+    return kind in NATIVE or kind is Encoded or (kind is tuple and _is_fixed(value, _MAX_FIXED_DEPTH))
 
 
 def thaw(value: object, codec: Codec) -> object:

@@ -9,11 +9,14 @@ which exit status a command ends: that is the command line's business.
         ScriptError           an .events script
         AppError              an app that cannot be found, imported or configured
         PreflightError        this machine, as it is set up, cannot hold the cluster
+        SnapshotIncompatible  a stored snapshot of another topology or of other programs
       CodecError            a value that cannot be kept exactly
       ProtocolError         a driver or a channel broke a rule; the state is unchanged
       ConsistencyError      a cut is not consistent or not complete
         InvariantError        a consistent cut on which a user's invariant is false
       SnapshotError         a snapshot did not complete and was abandoned
+      StoreError            a store of snapshots cannot be read or written
+        SnapshotCorrupt       a stored snapshot is not what was committed
       ClusterError          the cluster cannot go on
         NodeError             because of this node: what it was doing, how it ended
         ClusterDeadlock       because these nodes wait for each other's full channels
@@ -80,6 +83,10 @@ class PreflightError(InputError):
     """Refuse a cluster that this machine cannot hold, with the numbers and the remedy."""
 
 
+class SnapshotIncompatible(InputError):
+    """Refuse a stored snapshot that belongs to another topology or to other programs, and say in what they differ."""
+
+
 class OutputError(MpsnapError):
     """Report that a file cannot be written any more; no node is to blame for it, though it may happen in a hook."""
 
@@ -102,6 +109,17 @@ class InvariantError(ConsistencyError):
 
 class SnapshotError(MpsnapError):
     """Report a snapshot that did not complete and was abandoned."""
+
+
+class StoreError(MpsnapError):
+    """Report that a store of snapshots cannot be read or written; `where` is its path or a file in it.
+
+    What was being written is not in the store, and what was there before still is.
+    """
+
+
+class SnapshotCorrupt(StoreError):
+    """Refuse a stored snapshot that is not, or not whole, what was committed; `where` is the file that shows it."""
 
 
 class ClusterError(MpsnapError):

@@ -1,28 +1,38 @@
-"""A node's part of a snapshot as bytes, on its way to whoever collects.
+"""A node's part of a snapshot as bytes: on its way to whoever collects, or to be kept.
 
-This module owns the form of these bytes. It must not know how they travel.
+This module owns the two forms of these bytes. It must not know how they travel or where they are kept.
 
 Every node makes one and the supervisor reads them one after another, all within the latency of a snapshot: so this is
 msgpack as it stands, of maps and lists alone, which takes a tenth of what the codec takes to look through each value.
-The messages in flight stay packed as they were sent (`batch`), however many they are.
+
+The forms differ in the messages in flight. On their way (`pack`) they stay packed as they were sent (`batch`), however
+many they are; those bytes are good for one version of Python, and only between processes that trust each other. To be
+kept (`pack_lasting`) they are written by the plain codec, block by block. Neither form is ever taken for the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any
 
 import msgpack
 
 from mpsnap.core.batch import PackedBatch, pack_batch
-from mpsnap.core.codec import Codec
+from mpsnap.core.codec import Codec, is_frozen
 from mpsnap.core.errors import CodecError
 from mpsnap.core.kinds import told
 from mpsnap.core.protocol import Chained, ChannelState, LocalSnapshot, SnapshotId
 from mpsnap.core.snapshot import Captured, StoredState, Timer
 
-#: Version of these bytes; a reader refuses any other.
+#: Version of the bytes on their way; a reader refuses any other.
 FORMAT = 2
+#: Version of those that are kept.
+LASTING_FORMAT = "lasting 1"
+#: Messages in one block of the lasting form: enough to be quick, and few enough to take no room while they are written.
+BLOCK_MESSAGES = 16_384
+#: More than any count can be; a number with thousands of digits could not even be told in an error.
+_MOST = (1 << 64) - 1
 
 _PLAIN = Codec()
 #: The one extension: an int of more than 64 bits.
@@ -46,32 +56,16 @@ _SHAPES: Mapping[str, Any] = {
     "channels": {str: int},
     "in flight": {str: ([int, bool, bytes],)},
 }
+_LASTING_SHAPES = {**_SHAPES, "in flight": {str: (bytes,)}}
 
 
 def pack(local: LocalSnapshot, *, apart: bool = False) -> bytes:
-    """Return a local snapshot as bytes; `local.captured` must be a `Captured`.
+    """Return a local snapshot as bytes for the way; `local.captured` must be a `Captured`.
 
     If its state travels `apart`, it is left out.
     """
-    captured = local.captured
-    assert isinstance(captured, Captured)
-    plain = {
-        "format": FORMAT,
-        "node": local.node,
-        "id": list(local.snapshot_id),
-        "state": None if apart else captured.state,
-        "timers": [[*timer[:3], _PLAIN.encode(timer.args)] for timer in captured.timers],
-        "random": list(captured.random),
-        "passive": captured.passive,
-        "finished": captured.finished,
-        "emitted": captured.emitted,
-        "sent": local.sent,
-        "received": local.received,
-        "channels": {src: state.first for src, state in local.channels.items()},
-        "in flight": {src: _packed(state.payloads) for src, state in local.channels.items() if state.payloads},
-    }
-    packed: bytes = msgpack.packb(plain, unicode_errors="surrogatepass", default=_lowered)
-    return packed
+    in_flight = {src: _packed(state.payloads) for src, state in local.channels.items() if state.payloads}
+    return _written(FORMAT, local, apart, in_flight)
 
 
 def unpack(data: bytes, state: bytes | StoredState | None = None) -> LocalSnapshot:
@@ -84,21 +78,91 @@ def unpack(data: bytes, state: bytes | StoredState | None = None) -> LocalSnapsh
     Raises:
         CodecError: The bytes are none, or of another format; or there are two states, or there is none.
     """
+    plain = _read(data, FORMAT, _SHAPES)
+    in_flight = {
+        src: Chained([PackedBatch(*batch) for batch in batches])
+        for src, batches in plain["in flight"].items()
+        if batches
+    }
+    return _put_together(plain, state, in_flight)
+
+
+def pack_lasting(local: LocalSnapshot, *, apart: bool = False) -> bytes:
+    """Return a local snapshot as bytes to be kept; otherwise as `pack`.
+
+    Raises:
+        CodecError: What came as packed messages is none.
+    """
+    in_flight = {src: list(_blocks(state.payloads)) for src, state in local.channels.items() if state.payloads}
+    return _written(LASTING_FORMAT, local, apart, in_flight)
+
+
+def unpack_lasting(data: bytes, state: bytes | StoredState | None = None) -> LocalSnapshot:
+    """Read what `pack_lasting` made; whoever wrote the bytes, reading them runs no code.
+
+    Raises:
+        CodecError: As `unpack`, also for what `pack` made; or a count is none, or a message is not fixed.
+    """
+    plain = _read(data, LASTING_FORMAT, _LASTING_SHAPES)
+    incarnation, _, n = plain["id"]
+    counts = [plain[name].values() for name in ("sent", "received", "channels")]
+    if not all(0 <= count <= _MOST for count in (incarnation, n, plain["emitted"], *chain.from_iterable(counts))):
+        raise CodecError("not a local snapshot: a count in it is negative or absurd")
+    in_flight = {src: _messages(src, blocks) for src, blocks in plain["in flight"].items()}
+    local = _put_together(plain, state, in_flight)
+    assert isinstance(local.captured, Captured)
+    if not all(is_frozen(timer.args) for timer in local.captured.timers):
+        raise CodecError("not a local snapshot: the arguments of a timer are not fixed")
+    return local
+
+
+def _written(version: int | str, local: LocalSnapshot, apart: bool, in_flight: Mapping[str, object]) -> bytes:
+    captured = local.captured
+    assert isinstance(captured, Captured)
+    plain = {
+        "format": version,
+        "node": local.node,
+        "id": list(local.snapshot_id),
+        "state": None if apart else captured.state,
+        "timers": [[*timer[:3], _PLAIN.encode(timer.args)] for timer in captured.timers],
+        "random": list(captured.random),
+        "passive": captured.passive,
+        "finished": captured.finished,
+        "emitted": captured.emitted,
+        "sent": local.sent,
+        "received": local.received,
+        "channels": {src: state.first for src, state in local.channels.items()},
+        "in flight": in_flight,
+    }
+    packed: bytes = msgpack.packb(plain, unicode_errors="surrogatepass", default=_lowered)
+    return packed
+
+
+def _read(data: bytes, version: int | str, shapes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields, each of its shape."""
     try:
         plain = msgpack.unpackb(data, unicode_errors="surrogatepass", ext_hook=_raised, timestamp=2)
     except Exception as error:
         raise CodecError(f"{len(data)} bytes are not a local snapshot: {told(error)}") from error
     if type(plain) is not dict:
         raise CodecError(f"not a local snapshot: a {type(plain).__name__}")
-    version = plain.get("format")
-    if type(version) is not int or version != FORMAT:
-        raise CodecError(f"a local snapshot of format {version!r}, this version reads {FORMAT}")
-    for name, shape in _SHAPES.items():
+    found = plain.get("format")
+    if type(found) is not type(version) or found != version:
+        raise CodecError(f"a local snapshot of format {_shown(found)}, this version reads {version}")
+    for name, shape in shapes.items():
         # Here and not in whoever trips over it: bytes may be damaged and still make a value.
         if name not in plain or not _fits(plain[name], shape):
             raise CodecError(f"not a local snapshot: something is wrong with its {name!r}")
+    return plain
+
+
+def _put_together(
+    plain: dict[str, Any], state: bytes | StoredState | None, in_flight: Mapping[str, Sequence[object]]
+) -> LocalSnapshot:
     if (plain["state"] is None) is (state is None):
         raise CodecError("not a local snapshot: its state is " + ("left out" if state is None else "there twice"))
+    if not plain["in flight"].keys() <= plain["channels"].keys():
+        raise CodecError("not a local snapshot: messages on a channel that it does not have")
     captured = Captured(
         plain["state"] if state is None else state,
         tuple(Timer(due, period, method, _PLAIN.decode(args)) for due, period, method, args in plain["timers"]),
@@ -107,13 +171,32 @@ def unpack(data: bytes, state: bytes | StoredState | None = None) -> LocalSnapsh
         plain["finished"],
         plain["emitted"],
     )
-    channels = {}
-    for src, first in plain["channels"].items():
-        batches = plain["in flight"].pop(src, None)
-        channels[src] = ChannelState(first, Chained([PackedBatch(*batch) for batch in batches]) if batches else ())
-    if plain["in flight"]:
-        raise CodecError("not a local snapshot: messages on a channel that it does not have")
+    channels = {src: ChannelState(first, in_flight.get(src, ())) for src, first in plain["channels"].items()}
     return LocalSnapshot(plain["node"], SnapshotId(*plain["id"]), captured, plain["sent"], plain["received"], channels)
+
+
+def _blocks(payloads: Sequence[object]) -> Iterator[bytes]:
+    """Write payloads, so many at a time."""
+    waiting = iter(payloads)
+    while block := list(islice(waiting, BLOCK_MESSAGES)):
+        yield _PLAIN.encode(block, where="messages in flight")
+
+
+def _messages(src: str, blocks: list[bytes]) -> tuple[object, ...]:
+    """Read payloads, all of them fixed as `freeze` would: what follows relies on that."""
+    payloads: list[object] = []
+    for block in blocks:
+        read = _PLAIN.decode(block)
+        if type(read) is not list or not all(map(is_frozen, read)):
+            raise CodecError("not a local snapshot: what is in flight is not messages", where=src)
+        payloads += read
+    return tuple(payloads)
+
+
+def _shown(version: object) -> str:
+    # Whatever damaged bytes may hold here: thousands of digits, or lists a thousand deep.
+    brief = isinstance(version, (str, float, type(None))) or (isinstance(version, int) and abs(version) <= _MOST)
+    return repr(version)[:40] if brief else f"that is a {type(version).__name__}"
 
 
 def _packed(payloads: Sequence[object]) -> list[tuple[int, bool, bytes]]:

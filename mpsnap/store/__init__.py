@@ -1,0 +1,1 @@
+"""Stores: where snapshots outlive the cluster that took them."""
