@@ -74,6 +74,21 @@ def fill(file: IO[bytes], data: bytes | memoryview) -> Receipt:
     return Receipt(len(view), checksum)
 
 
+class UnnamedFile:
+    """Be a file without a name, for one state; raises `OSError` if there is no room for one."""
+
+    def __init__(self) -> None:
+        self.file = open_unnamed()
+
+    def fill(self, data: bytes | memoryview) -> Receipt:
+        """Write `data` and return the receipt; raises as `fill`."""
+        return fill(self.file, data)
+
+    def drop(self) -> None:
+        """Close it, which is the end of it."""
+        self.file.close()
+
+
 class Staging:
     """Hold what a node has staged, until the supervisor has opened it."""
 

@@ -24,11 +24,12 @@ from hashlib import sha256
 from typing import Final
 
 from mpsnap.core.errors import InputError, ProtocolError, StoreError
+from mpsnap.core.snapshot import StoredState
 from mpsnap.store.contents import Output, encode_outputs
 from mpsnap.store.contract import Place, SnapshotStore
 from mpsnap.store.disk import Disk, Found
 from mpsnap.store.manifest import MANIFEST, MOST_MANIFEST_BYTES, OUTPUTS, Manifest, Receipt, committed, write
-from mpsnap.store.reader import MARK, SNAP, TEMPORARY, TRASH, DirectoryReader, named, parsed
+from mpsnap.store.reader import MARK, SNAP, TEMPORARY, TRASH, DirectoryReader, StoredFile, named, parsed
 from mpsnap.store.staging import STAGING, DirectoryPlace, fill, incarnation_of, telling
 
 LOCK: Final = "LOCK"
@@ -221,6 +222,16 @@ class DirectoryStore(DirectoryReader, SnapshotStore):
             self._begun.remove(number)
             self._litter.add(named(TEMPORARY, number))
             self._clear()
+
+    def staged(self, receipt: Receipt) -> StoredState:
+        where = os.path.join(self.path, STAGING, receipt.name)
+        with telling("a staged file is not there", where):
+            fd = self._disk.open(receipt.name, self._staging)
+            size = self._disk.found(fd).size
+        if size != receipt.size:
+            self._disk.close(fd)
+            raise StoreError(f"a staged file of {size} bytes is not the one of the receipt", where=where)
+        return StoredFile(self._disk, fd, receipt, where)
 
     def drop_staged(self, receipts: Iterable[Receipt]) -> None:
         for receipt in receipts:
