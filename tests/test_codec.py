@@ -26,7 +26,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpsnap.core.codec import MAX_DEPTH, Codec, Encoded, Opaque, Pickled, freeze, thaw
+from mpsnap.core.batch import pack_batch
+from mpsnap.core.codec import MAX_DEPTH, Codec, Encoded, Opaque, Pickled, encoded, freeze, thaw
 from mpsnap.core.errors import CodecError
 from mpsnap.core.kinds import KINDS
 
@@ -920,13 +921,24 @@ def test_what_cannot_change_is_sent_as_it_is(value: object) -> None:
     assert thaw(value, STRANGER) is value
 
 
-@pytest.mark.parametrize("value", [[], {}, {"a": [1]}, ([],), (1, (2, {3})), bytearray(b"x"), Decimal(1), Point(1)])
+@pytest.mark.parametrize("value", [{"a": [1]}, ([],), (1, (2, {3})), bytearray(b"x"), Decimal(1), Point({}), Spot(1)])
 def test_everything_else_is_encoded_at_once(value: object) -> None:
     frozen = freeze(value, HERE)
     assert type(frozen) is Encoded
     assert frozen.data == HERE.encode(value)
+    assert encoded(frozen, HERE) is frozen
     assert picture(thaw(frozen, HERE)) == picture(value)
     assert thaw(frozen, HERE) is not thaw(frozen, HERE)
+
+
+@given(plain)
+@settings(max_examples=150, deadline=None)
+def test_a_payload_is_the_same_value_in_whatever_form_it_travels(value: Any) -> None:
+    (there,) = pack_batch([freeze(value, HERE)])
+    assert picture(thaw(there, HERE)) == picture(value)
+    for codec in (HERE, STRANGER):
+        kept = encoded(there, codec)
+        assert kept.data == HERE.encode(value) if type(kept) is Encoded else picture(kept) == picture(value)
 
 
 def test_a_change_after_sending_stays_with_the_sender() -> None:

@@ -47,6 +47,9 @@ RUN_MESSAGES = 64
 #: them; and quick are those of which so many take no longer than this.
 STRIDE, QUICK_SECONDS = 8, 0.0001
 
+#: What a payload is when it is not the value that was sent: a row, or encoded.
+_TO_THAW = frozenset({list, Encoded})
+
 
 class Encode(Protocol):
     """Make the bytes of a state and return what `use` makes of them; when it returns they are gone."""
@@ -347,15 +350,16 @@ class NodeCore:
     def _take_in_a_row(self, src: str, now: float, until: float) -> None:
         taking = self.protocol.taking(src)
         self._begin("on_message")
-        node, ctx, decode, clock = self._node, self._ctx, self.codec.decode, self._clock
+        node, ctx, codec, clock = self._node, self._ctx, self.codec, self._clock
         self._interrupted = False
         left = RUN_MESSAGES
         while left > 0:
             stride = min(self._stride, left)
             left -= stride
             for payload in islice(taking, stride):
-                # Looked up each time: a hook may have made its node behave in another way.
-                node.on_message(ctx, src, decode(payload.data) if type(payload) is Encoded else payload)
+                # The type is asked here to spare most messages a call; the hook is looked up each time, as one may have
+                # made its node behave in another way.
+                node.on_message(ctx, src, thaw(payload, codec) if type(payload) in _TO_THAW else payload)
                 if self._interrupted:
                     break
             if self._interrupted or not length_hint(taking):

@@ -202,7 +202,7 @@ class FileJournal(Journal):
     def _shorten_payloads(self) -> None:
         most = VALUES["payload"]
         for k, payload in enumerate(self._payloads):
-            if isinstance(payload, str | bytes | tuple) and len(data := marshal.dumps(payload)) > most:
+            if isinstance(payload, str | bytes | tuple | list) and len(data := marshal.dumps(payload)) > most:
                 self._payloads[k] = {"$size": len(data)}
 
 
