@@ -369,7 +369,7 @@ def freeze(value: object, codec: Codec, where: str = "payload") -> object:
     kind = type(value)
     if kind in NATIVE or (kind is tuple and is_fixed(value)):
         return value
-    row = codec.rows.lay(value)
+    row = codec.rows.layers[kind](value)
     return Encoded(codec.encode(value, where)) if row is None else row
 
 

@@ -14,7 +14,7 @@ A head says all that is needed to make the value, or what stands for it where it
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mpsnap.core.errors import CodecError
@@ -66,22 +66,17 @@ def is_fixed(value: Any, depth: int = MAX_FIXED_DEPTH) -> bool:
 class Rows:
     """Lay payloads out as rows, and make them again.
 
+    `layers` has, by the type of a value, what returns its row, or None if the value is to be encoded.
+
     Args:
         classes: The user's classes that may be kept.
     """
 
-    __slots__ = ("_classes", "_layers", "_makers")
+    __slots__ = ("_makers", "layers")
 
     def __init__(self, classes: Classes) -> None:
-        self._classes = classes
-        self._layers: dict[type, Layer] = {list: _lay_list, dict: _lay_dict, tuple: _lay_nothing}
-        #: By head. Of a class that is not known there is none: it may be the next time.
-        self._makers: dict[object, Maker] = {_LIST: _make_list, _DICT: _make_dict}
-
-    def lay(self, value: object) -> Row | None:
-        """Return the row of a value, None if it is to be encoded."""
-        layer = self._layers.get(type(value)) or self._new_layer(type(value))
-        return layer(value)
+        self.layers: Mapping[type, Layer] = _Layers(classes)
+        self._makers = _Makers(classes)
 
     def make(self, row: Row) -> object:
         """Return the value that was laid out, a new one at every call; an `Opaque` if its class is not known here.
@@ -90,19 +85,34 @@ class Rows:
             CodecError: It is no row, or its class has changed.
         """
         try:
-            maker = self._makers.get(row[0]) or self._new_maker(row[0])
-            return maker(row)
+            return self._makers[row[0]](row)
         except Exception as error:
             raise CodecError(f"this is no payload that was sent from here: {told(error)}") from error
 
-    def _new_layer(self, kind: type) -> Layer:
+
+class _Layers(dict[type, Layer]):
+    """Find what lays out the values of a type, and keep it where it is not found at once."""
+
+    def __init__(self, classes: Classes) -> None:
+        super().__init__({list: _lay_list, dict: _lay_dict})
+        self._classes = classes
+
+    def __missing__(self, kind: type) -> Layer:
         shape = None if kind in KINDS else self._classes.shape(kind)
         if shape is None:
             return _lay_nothing
-        layer = self._layers[kind] = _layer_of(shape)
+        layer = self[kind] = _layer_of(shape)
         return layer
 
-    def _new_maker(self, head: str) -> Maker:
+
+class _Makers(dict[Any, Maker]):
+    """Find what makes the values of rows with some head. Of a class that is not known it may be another next time."""
+
+    def __init__(self, classes: Classes) -> None:
+        super().__init__({_LIST: _make_list, _DICT: _make_dict})
+        self._classes = classes
+
+    def __missing__(self, head: str) -> Maker:
         tag, name, *fields = head.split(_SEPARATOR)
         shape = self._classes.find(name)
         if shape is None:
@@ -111,7 +121,7 @@ class Rows:
             # Of another kind now, or with other fields: this says what is wrong, or makes what can be made.
             return lambda row: _make_changed(shape, tag.encode(), fields, row)
         # Only what is laid out like that has such a head, so the shape is a plain one.
-        maker = self._makers[head] = _maker_of(shape)
+        maker = self[head] = _maker_of(shape)
         return maker
 
 
