@@ -146,7 +146,7 @@ MUTATIONS = [
     Mutation(
         "a payload is fixed when it is sent",
         "codec.py",
-        "    return Encoded(codec.encode(value, where)) if row is None else row\n",
+        "    return [ENCODED, codec.encode(value, where)] if row is None else row\n",
         "    return value if row is None else row\n",
         "test_nodecore.py::test_a_payload_changed_after_the_send_is_recorded_and_delivered_as_it_was",
     ),

@@ -20,6 +20,7 @@ from mpsnap.core.errors import CodecError
 from mpsnap.core.history import value_shown
 from mpsnap.core.jsonform import to_json
 from mpsnap.core.node import Context, Node
+from mpsnap.core.rows import ENCODED
 
 
 @dataclasses.dataclass
@@ -126,7 +127,8 @@ def picture(value: Any) -> Any:
 def test_flat_values_are_laid_out_as_rows(value: Any) -> None:
     before = picture(value)
     row = freeze(value, HERE)
-    assert type(row) is list
+    assert isinstance(row, list)
+    assert row[0] is not ENCODED
     (there,) = pack_batch([row])
     for form in (row, there, copy.deepcopy(row), pickle.loads(pickle.dumps(row))):
         assert picture(thaw(form, HERE)) == before
@@ -185,14 +187,14 @@ def test_a_value_with_anything_else_in_it_is_left_to_the_codec(part: Any) -> Non
     values: list[Any] = [[part], [*range(9), part], {"a": part}, Order(part), Slotted(1, part), Pair(part), Fixed(part)]
     for value in values:
         frozen = freeze(value, HERE)
-        assert type(frozen) is Encoded
+        assert frozen == [ENCODED, HERE.encode(value)]
         assert picture(thaw(frozen, HERE)) == picture(value)
 
 
 @pytest.mark.parametrize("value", [Mixed(1), Loose(1), Colour.RED, OrderedDict(a=1), {(1, 2): 3}, Decimal(1)], ids=repr)
 def test_kinds_out_of_the_common_are_left_to_the_codec(value: Any) -> None:
     frozen = freeze(value, HERE)
-    assert type(frozen) is Encoded
+    assert frozen == [ENCODED, HERE.encode(value)]
     assert picture(thaw(frozen, HERE)) == picture(value)
 
 
@@ -249,14 +251,14 @@ def test_a_dict_of_another_kind_is_looked_at_properly() -> None:
     order = Order(1)
     order.__dict__ = OrderedDict(vars(order))
     frozen = freeze(order, HERE)
-    assert type(frozen) is Encoded
+    assert frozen == [ENCODED, HERE.encode(order)]
     assert picture(thaw(frozen, HERE)) == picture(Order(1))
 
 
 def test_a_class_whose_name_no_program_can_write_is_left_to_the_codec() -> None:
     odd = dataclasses.make_dataclass("odd\nname", ["a"])
     codec = Codec(types=(odd,))
-    assert type(freeze(odd(1), codec)) is Encoded
+    assert freeze(odd(1), codec) == [ENCODED, codec.encode(odd(1))]
 
 
 def changed(name: str, cls: type) -> Codec:
@@ -278,7 +280,22 @@ def test_a_class_that_has_changed_since_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "damaged", [[], [None][:0], [True], [True, 1], [7], [[]], ["no head"], ["C\nm:A\na"], ["E\nm:A\na", 1], [1.5, 2]]
+    "damaged",
+    [
+        [],
+        [None][:0],
+        [True],
+        [True, 1],
+        [7],
+        [[]],
+        ["no head"],
+        ["C\nm:A\na"],
+        ["E\nm:A\na", 1],
+        [1.5, 2],
+        [False],
+        [False, 1],
+        [False, b"\xc1"],
+    ],
 )
 def test_whatever_is_wrong_with_a_row_is_a_codec_error(damaged: Any) -> None:
     with pytest.raises(CodecError):

@@ -39,7 +39,7 @@ from mpsnap.core.kinds import (
     take_opaque,
     told,
 )
-from mpsnap.core.rows import Rows, is_fixed
+from mpsnap.core.rows import ENCODED, Rows, is_fixed
 from mpsnap.core.walk import MAX_DEPTH, Classes, explain, survey
 
 __all__ = ["MAX_DEPTH", "Codec", "Encoded", "Opaque", "Pickled", "encoded", "freeze", "thaw"]
@@ -241,7 +241,7 @@ class Codec:
     def _know(self, classes: Classes) -> None:
         self._classes = classes
         #: How payloads travel that need not be encoded for it.
-        self.rows = Rows(classes)
+        self.rows = Rows(classes, self.decode)
 
     def encode(self, value: object, where: str = "value") -> bytes:
         """Return the bytes of a value.
@@ -360,8 +360,8 @@ class Codec:
 def freeze(value: object, codec: Codec, where: str = "payload") -> object:
     """Return what a payload becomes when it is sent: something that nobody changes any more.
 
-    None, bool, int, float, str, bytes and tuples of these are returned as they are. Anything else is laid out as a row
-    or encoded, here and now, so that whatever the sender does to it later stays the sender's.
+    None, bool, int, float, str, bytes and tuples of these are returned as they are. Anything else is laid out as a row,
+    which may be its bytes, here and now, so that whatever the sender does to it later stays the sender's.
 
     Raises:
         CodecError: The payload cannot be kept exactly.
@@ -370,7 +370,7 @@ def freeze(value: object, codec: Codec, where: str = "payload") -> object:
     if kind in NATIVE or (kind is tuple and is_fixed(value)):
         return value
     row = codec.rows.layers[kind](value)
-    return Encoded(codec.encode(value, where)) if row is None else row
+    return [ENCODED, codec.encode(value, where)] if row is None else row
 
 
 def thaw(value: object, codec: Codec) -> object:
@@ -390,7 +390,9 @@ def encoded(value: object, codec: Codec) -> object:
     Raises:
         CodecError: It needs classes that cannot be found here.
     """
-    return Encoded(codec.encode(codec.rows.make(value))) if type(value) is list else value
+    if type(value) is not list:
+        return value
+    return Encoded(value[1] if value[:1] == [ENCODED] else codec.encode(codec.rows.make(value)))
 
 
 def _hidden(value: Any) -> Any:

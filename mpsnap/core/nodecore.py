@@ -27,7 +27,7 @@ from itertools import islice
 from operator import length_hint
 from typing import Any, Protocol, TypeVar
 
-from mpsnap.core.codec import Codec, Encoded, freeze, thaw
+from mpsnap.core.codec import Codec, encoded, freeze, thaw
 from mpsnap.core.errors import CodecError, MpsnapError, ProtocolError, SnapshotError
 from mpsnap.core.kinds import NATIVE
 from mpsnap.core.node import Context, Node
@@ -46,9 +46,6 @@ RUN_MESSAGES = 64
 #: Looking at the clock costs as much as a quick hook does. Where hooks are quick, it is looked at after so many of
 #: them; and quick are those of which so many take no longer than this.
 STRIDE, QUICK_SECONDS = 8, 0.0001
-
-#: What a payload is when it is not the value that was sent: a row, or encoded.
-_TO_THAW = frozenset({list, Encoded})
 
 
 class Encode(Protocol):
@@ -359,7 +356,7 @@ class NodeCore:
             for payload in islice(taking, stride):
                 # The type is asked here to spare most messages a call. The hook is looked up each time: one may have
                 # made its node behave in another way.
-                node.on_message(ctx, src, thaw(payload, codec) if type(payload) in _TO_THAW else payload)
+                node.on_message(ctx, src, thaw(payload, codec) if type(payload) is list else payload)
                 if self._interrupted:
                     break
             if self._interrupted or not length_hint(taking):
@@ -538,7 +535,8 @@ class NodeCore:
             raise ValueError(f"a timer of {self.name} names no method: {type(self._node).__name__}.{method}")
         if self._finished:
             return
-        frozen = freeze(args, self.codec, where=f"{self.name}: arguments of timer {method}")
+        # They come into every capture until then.
+        frozen = encoded(freeze(args, self.codec, where=f"{self.name}: arguments of timer {method}"), self.codec)
         heapq.heappush(self._timers, (self._clock() + seconds, self._timers_set, period, method, frozen))
         self._timers_set += 1
         self.interrupt()

@@ -22,7 +22,7 @@ from mpsnap.core.protocol import Chained, ChannelState, LocalSnapshot, SnapshotI
 from mpsnap.core.snapshot import Captured, StoredState, Timer
 
 #: Version of these bytes; a reader refuses any other.
-FORMAT = 2
+FORMAT = 3
 
 _PLAIN = Codec()
 #: The one extension: an int of more than 64 bits.
@@ -44,7 +44,7 @@ _SHAPES: Mapping[str, Any] = {
     "sent": {str: int},
     "received": {str: int},
     "channels": {str: int},
-    "in flight": {str: ([int, bool, bytes],)},
+    "in flight": {str: ([int, bytes],)},
 }
 
 
@@ -116,11 +116,11 @@ def unpack(data: bytes, state: bytes | StoredState | None = None) -> LocalSnapsh
     return LocalSnapshot(plain["node"], SnapshotId(*plain["id"]), captured, plain["sent"], plain["received"], channels)
 
 
-def _packed(payloads: Sequence[object]) -> list[tuple[int, bool, bytes]]:
+def _packed(payloads: Sequence[object]) -> list[tuple[int, bytes]]:
     """Return payloads as batches, of which those that are packed already are left as they are."""
     batches = payloads.batches if isinstance(payloads, Chained) else (payloads,)
     made = [batch if isinstance(batch, PackedBatch) else pack_batch(list(batch)) for batch in batches if batch]
-    return [(batch.size, batch.encodes, batch.data) for batch in made]
+    return [(batch.size, batch.data) for batch in made]
 
 
 def _lowered(value: int) -> msgpack.ExtType:

@@ -5,9 +5,9 @@ a row is another form of the same values, and by the codec whatever leaves the c
 
 A row is a list that nobody but the message holds, and that is never changed: `[head, part, part...]`, its parts what
 cannot change. A flat list, a flat dict, an instance of a dataclass or NamedTuple with flat fields are laid out so, in a
-quarter of the time that encoding them takes, and `marshal` carries a row as it is (`batch`). No other fixed payload is
-a list, so a row is told by its type. A value that is no tree or has a flaw of any kind is never laid out: the codec
-looks at it properly, and says what is wrong with it.
+quarter of the time that encoding them takes, and `marshal` carries a row as it is (`batch`). Of any other value, the
+one part is the codec's bytes. A value that is no tree or has a flaw of any kind is never laid out otherwise: the codec
+looks at it properly, and says what is wrong with it. No fixed payload that is no row is a list, so its type tells it.
 
 A head says all that is needed to make the value, or what stands for it where its class is not known.
 """
@@ -38,8 +38,8 @@ Maker = Callable[[Row], object]
 #: How deep the tuples of a payload may be that is sent without being encoded.
 MAX_FIXED_DEPTH = 50
 
-#: The heads of lists and dicts: what marshal writes in one byte. Every other head is a str.
-_LIST, _DICT = None, True
+#: The heads of lists, dicts and the codec's bytes: what marshal writes in one byte. Every other head is a str.
+_LIST, _DICT, ENCODED = None, True, False
 
 _DATACLASSES = frozenset({DATACLASS, IDENTITY_DATACLASS})
 
@@ -70,13 +70,15 @@ class Rows:
 
     Args:
         classes: The user's classes that may be kept.
+        decode: Returns the value that the codec's bytes stand for.
     """
 
     __slots__ = ("_makers", "layers")
 
-    def __init__(self, classes: Classes) -> None:
+    def __init__(self, classes: Classes, decode: Callable[[bytes], object]) -> None:
         self.layers: Mapping[type, Layer] = _Layers(classes)
         self._makers = _Makers(classes)
+        self._makers[ENCODED] = lambda row: decode(*row[1:])
 
     def make(self, row: Row) -> object:
         """Return the value that was laid out, a new one at every call; an `Opaque` if its class is not known here.
@@ -86,6 +88,8 @@ class Rows:
         """
         try:
             return self._makers[row[0]](row)
+        except CodecError:
+            raise
         except Exception as error:
             raise CodecError(f"this is no payload that was sent from here: {told(error)}") from error
 
