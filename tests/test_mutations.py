@@ -145,9 +145,9 @@ MUTATIONS = [
     ),
     Mutation(
         "a payload is fixed when it is sent",
-        "codec.py",
-        "    return [ENCODED, codec.encode(value, where)] if row is None else row\n",
-        "    return value if row is None else row\n",
+        "nodecore.py",
+        '            return [ENCODED, self.codec.encode(payload, "payload")]\n',
+        '            self.codec.encode(payload, "payload")\n            return payload\n',
         "test_nodecore.py::test_a_payload_changed_after_the_send_is_recorded_and_delivered_as_it_was",
     ),
     Mutation(

@@ -33,6 +33,7 @@ from mpsnap.core.kinds import NATIVE
 from mpsnap.core.node import Context, Node
 from mpsnap.core.protocol import Effect, LocalSnapshot, Marker, Outbox, Report, SendMarker, SnapshotId, SnapshotProtocol
 from mpsnap.core.rng import CounterRandom
+from mpsnap.core.rows import ENCODED, is_fixed
 from mpsnap.core.snapshot import Captured, Timer, UnfinishedState
 
 T = TypeVar("T")
@@ -161,6 +162,7 @@ class NodeCore:
         self._incarnation = incarnation
         self._ctx = Context(self, self.protocol.inbound, self.protocol.outbound)
         self._outboxes = self.protocol.outboxes
+        self._layers = codec.rows.layers
         #: The hook that is running, or "waiting" between hooks; and whether one that may send is.
         self._hook = "waiting"
         self._may_send = False
@@ -347,16 +349,15 @@ class NodeCore:
     def _take_in_a_row(self, src: str, now: float, until: float) -> None:
         taking = self.protocol.taking(src)
         self._begin("on_message")
-        node, ctx, codec, clock = self._node, self._ctx, self.codec, self._clock
+        node, ctx, make, clock = self._node, self._ctx, self.codec.rows.make, self._clock
         self._interrupted = False
         left = RUN_MESSAGES
         while left > 0:
             stride = min(self._stride, left)
             left -= stride
             for payload in islice(taking, stride):
-                # The type is asked here to spare most messages a call. The hook is looked up each time: one may have
-                # made its node behave in another way.
-                node.on_message(ctx, src, thaw(payload, codec) if type(payload) is list else payload)
+                # `thaw` written out. The hook is looked up each time: one may have made its node behave in another way.
+                node.on_message(ctx, src, make(payload) if type(payload) is list else payload)
                 if self._interrupted:
                     break
             if self._interrupted or not length_hint(taking):
@@ -464,8 +465,8 @@ class NodeCore:
             outbox = self._outboxes[dst]
         except KeyError:
             raise self._no_channel(dst) from None
-        # What cannot change is looked for here, and not by a call for each message. Anything else is frozen before it
-        # is counted: a payload that is refused leaves no trace.
+        # `freeze` written out, so that what cannot change costs no further call. Anything else is fixed before it is
+        # counted: a payload that is refused leaves no trace.
         kind = type(payload)
         if kind is tuple:
             if len(payload) == 2:  # type: ignore[arg-type]
@@ -474,14 +475,14 @@ class NodeCore:
                 b: object
                 a, b = payload  # type: ignore[misc]
                 if (type(a) is not int and type(a) not in NATIVE) or (type(b) is not int and type(b) not in NATIVE):
-                    payload = self._frozen(dst, payload)
+                    payload = payload if is_fixed(payload) else self._encoded(dst, payload)
             else:
                 for item in payload:  # type: ignore[attr-defined]
                     if type(item) not in NATIVE:
-                        payload = self._frozen(dst, payload)
+                        payload = payload if is_fixed(payload) else self._encoded(dst, payload)
                         break
         elif kind is not int and kind not in NATIVE:
-            payload = self._frozen(dst, payload)
+            payload = self._layers[kind](payload) or self._encoded(dst, payload)
         waiting = outbox.payloads
         waiting.append(payload)
         if len(waiting) >= outbox.limit:
@@ -491,9 +492,9 @@ class NodeCore:
         known = ", ".join(self.protocol.outbound) or "nobody"
         return ProtocolError(f"{self.name} has no channel to {dst!r}; it can send to {known}", where=self.name)
 
-    def _frozen(self, dst: str, payload: object) -> object:
+    def _encoded(self, dst: str, payload: object) -> object:
         try:
-            return freeze(payload, self.codec)
+            return [ENCODED, self.codec.encode(payload, "payload")]
         except CodecError as error:
             raise CodecError(error.what, where=f"{self.name}->{dst}: {error.where}", hint=error.hint) from None
 

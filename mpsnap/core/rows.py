@@ -78,7 +78,7 @@ class Rows:
     def __init__(self, classes: Classes, decode: Callable[[bytes], object]) -> None:
         self.layers: Mapping[type, Layer] = _Layers(classes)
         self._makers = _Makers(classes)
-        self._makers[ENCODED] = lambda row: decode(*row[1:])
+        self._makers[ENCODED] = lambda row: decode(row[1])
 
     def make(self, row: Row) -> object:
         """Return the value that was laid out, a new one at every call; an `Opaque` if its class is not known here.
