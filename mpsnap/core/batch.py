@@ -6,8 +6,8 @@ Packing serves speed, between processes of one cluster that trust each other: a 
 unpacked once, by whoever takes the messages. Until then it stays as it is, in the inbox and in the recorded state of
 its channel, so that a hundred thousand messages in flight cost no more than their bytes.
 
-`marshal` is three times as fast as what the codec does, and exact for what cannot change. Like the codec, and unlike
-pickle, it runs no code; unlike the codec's, its bytes are good for one version of Python, and not to be kept.
+`marshal` is three times as fast as what the codec does, and exact for what payloads are made of. Like the codec, and
+unlike pickle, it runs no code; unlike the codec's, its bytes are good for one version of Python, and not to be kept.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class PackedBatch(Sequence[object]):
             payloads = marshal.loads(self.data)
             if type(payloads) is not list or len(payloads) != self.size:
                 raise TypeError(f"a {type(payloads).__name__} in place of {self.size} payloads")
-        except (EOFError, ValueError, TypeError, IndexError) as error:
+        except (EOFError, ValueError, TypeError) as error:
             raise CodecError(f"{len(self.data)} bytes are not payloads that were packed: {told(error)}") from error
         return payloads
 
