@@ -469,11 +469,15 @@ class CoreWorld:
     """Join one `NodeCore` per node by FIFO queues; the nodes are users' nodes."""
 
     def __init__(
-        self, topology: Topology, make: Callable[[], Node], params: Mapping[str, Mapping[str, Any]] | None = None
+        self,
+        topology: Topology,
+        make: Callable[[], Node],
+        params: Mapping[str, Mapping[str, Any]] | None = None,
+        codec: Codec = PLAIN,
     ) -> None:
         self.topology = topology
         self.wire: dict[tuple[str, str], deque[Message | Marker]] = {channel: deque() for channel in topology.channels}
-        self.collector = Collector(topology, dict.fromkeys(topology.nodes, PLAIN))
+        self.collector = Collector(topology, dict.fromkeys(topology.nodes, codec))
         self.nodes = {name: make() for name in topology.nodes}
         self.drivers = {name: _WireDriver(self, name) for name in topology.nodes}
         self.clock = Clock()
@@ -486,7 +490,7 @@ class CoreWorld:
                 unreachable=topology.unreachable_from(name),
                 incarnation=0,
                 seed=0,
-                codec=PLAIN,
+                codec=codec,
                 driver=self.drivers[name],
                 clock=self.clock,
             )

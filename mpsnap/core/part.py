@@ -26,7 +26,7 @@ from mpsnap.core.protocol import Chained, ChannelState, LocalSnapshot, SnapshotI
 from mpsnap.core.snapshot import Captured, StoredState, Timer
 
 #: Version of the bytes on their way; a reader refuses any other.
-FORMAT = 2
+FORMAT = 3
 #: Version of those that are kept.
 LASTING_FORMAT = "lasting 1"
 #: Messages in one block of the lasting form: enough to be quick, and few enough to take no room while they are written.
@@ -54,7 +54,7 @@ _SHAPES: Mapping[str, Any] = {
     "sent": {str: int},
     "received": {str: int},
     "channels": {str: int},
-    "in flight": {str: ([int, bool, bytes],)},
+    "in flight": {str: ([int, bytes],)},
 }
 _LASTING_SHAPES = {**_SHAPES, "in flight": {str: (bytes,)}}
 
@@ -199,11 +199,11 @@ def _shown(version: object) -> str:
     return repr(version)[:40] if brief else f"that is a {type(version).__name__}"
 
 
-def _packed(payloads: Sequence[object]) -> list[tuple[int, bool, bytes]]:
+def _packed(payloads: Sequence[object]) -> list[tuple[int, bytes]]:
     """Return payloads as batches, of which those that are packed already are left as they are."""
     batches = payloads.batches if isinstance(payloads, Chained) else (payloads,)
     made = [batch if isinstance(batch, PackedBatch) else pack_batch(list(batch)) for batch in batches if batch]
-    return [(batch.size, batch.encodes, batch.data) for batch in made]
+    return [(batch.size, batch.data) for batch in made]
 
 
 def _lowered(value: int) -> msgpack.ExtType:
