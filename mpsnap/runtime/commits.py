@@ -105,15 +105,18 @@ class StoreCommits(Commits):
         self.surplus: StoreError | None = None
 
     def begin(self) -> int:
+        """See `Commits`."""
         return self._store.begin()
 
     def stage(
         self, snapshot_id: SnapshotId, node: str, state: Receipt | None, part: Receipt | None
     ) -> StoredState | None:
+        """See `Commits`."""
         self._staged.setdefault(snapshot_id, {})[node] = (state, part)
         return None if state is None else self._store.staged(state)
 
     def commit(self, snapshot: GlobalSnapshot, *, recovery_point: bool, final: bool) -> None:
+        """See `Commits`."""
         emitted = {name: node.emitted for name, node in snapshot.nodes.items()}
         released = self._outputs.covered(emitted) if recovery_point else []
         manifest = describe(
@@ -149,6 +152,7 @@ class StoreCommits(Commits):
         return entries
 
     def abandon(self, snapshot_id: SnapshotId, number: int | None) -> None:
+        """See `Commits`."""
         for receipts in self._staged.pop(snapshot_id, {}).values():
             self._store.drop_staged(receipt for receipt in receipts if receipt is not None)
         if number is not None:

@@ -106,7 +106,7 @@ def node_main(spec: NodeSpec, release: Callable[[], None] | None) -> NoReturn:
     spec.life.close()
     if release is not None:
         release()
-    # Where a hook hangs, the supervisor asks for the stack before it kills; this works in the middle of a loop in C too.
+    # Where a hook hangs, the supervisor asks for the stack before it kills; this works in a loop in C too.
     faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
     # A print in a hook must not get between the lines of the document on stdout.
     os.dup2(2, 1)

@@ -41,8 +41,6 @@ from mpsnap.runtime.commits import StoreCommits
 from mpsnap.runtime.outputs import Outputs
 from mpsnap.runtime.recovery import BUDGET_SECONDS, Recovery, Restarts
 from mpsnap.runtime.supervisor import STOP_SECONDS, Supervisor
-from mpsnap.store.contract import Origin
-from mpsnap.store.manifest import Manifest
 
 
 class RecoveringSupervisor(Supervisor):

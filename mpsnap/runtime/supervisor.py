@@ -23,6 +23,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from mpsnap.core.blame import Blame, node_error
@@ -482,7 +483,7 @@ class Supervisor:
             if reason is not None:
                 # Its stack says more than any word of ours; it needs a moment to write it down.
                 self._incarnation.signal(node, signal.SIGUSR1)
-                self._deadlines.set("hang", STACK_SECONDS, lambda: self._give_up_on(node, reason))
+                self._deadlines.set("hang", STACK_SECONDS, partial(self._give_up_on, node, reason))
                 return
         self._deadlines.set("hang", self._hangs.seconds / 4, self._look_for_hangs)
 
