@@ -98,6 +98,11 @@ class Snapshots:
         self._final = snapshot_id if final else self._final
         return snapshot_id
 
+    def upcoming(self, initiators: tuple[str, ...]) -> SnapshotId:
+        """Return the id of the snapshot that is triggered next at these nodes."""
+        first = initiators[0]
+        return SnapshotId.triggered(self._incarnation, first, self._triggered.get(first, 0))
+
     def probe_until_terminated(self) -> None:
         """From now on look for a cut that proves termination; only that one is told of."""
         self._probing = True
@@ -120,10 +125,8 @@ class Snapshots:
             self._trigger(self._topology.initiators(()), None, numbered=False)
 
     def _trigger(self, initiators: tuple[str, ...], timeout: float | None, *, numbered: bool) -> SnapshotId:
-        first = initiators[0]
-        count = self._triggered.get(first, 0)
-        self._triggered[first] = count + 1
-        snapshot_id = SnapshotId.triggered(self._incarnation, first, count)
+        snapshot_id = self.upcoming(initiators)
+        self._triggered[initiators[0]] = self._triggered.get(initiators[0], 0) + 1
         if self._learn(snapshot_id, initiators, timeout, numbered=numbered) is None:
             return snapshot_id
         if not numbered and self._commits.keeps:

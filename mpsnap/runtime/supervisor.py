@@ -286,6 +286,7 @@ class Supervisor:
         for node, endpoints in incarnation.nodes.items():
             self._watch(endpoints.results.fd, "results", node)
             self._watch(endpoints.pidfd, "died", node)
+        self._phases = []
         self._watch_start()
 
     def pump(self, timeout: float) -> list[Event]:
@@ -299,8 +300,10 @@ class Supervisor:
             if len(attended) > 1:
                 # Results before deaths: the last words of a node that died explain its death.
                 attended.sort(key=lambda which: which[0] == "died")
+            incarnation = self._incarnation
             for what, node in attended:
-                if not self.ended:
+                # What the nodes of an incarnation that is given up still had to say died with them.
+                if self._incarnation is incarnation and not self.ended:
                     self._attend(what, node)
             self._deadlines.keep()
         events, self._events = self._events, []
@@ -410,8 +413,9 @@ class Supervisor:
         elif what == "control":
             self._write(node)
         elif what == "died":
+            incarnation = self._incarnation
             self._read(node, self._nodes[node].results.drain())
-            if not self.ended:
+            if self._incarnation is incarnation:
                 self._on_death(node)
 
     @property
@@ -420,8 +424,9 @@ class Supervisor:
         return self._incarnation.nodes
 
     def _read(self, node: str, notes: list[Note]) -> None:
+        incarnation = self._incarnation
         for kind, *content in notes:
-            if self.ended:
+            if self._incarnation is not incarnation:
                 return
             self._on_note[kind](node, *content)
 
@@ -562,7 +567,7 @@ class Supervisor:
     def _note_unstopped(self, seconds: float) -> None:
         assert self._incarnation is not None
         for node in self._incarnation.alive():
-            if node not in self._stopped:
+            if not self._has_stopped(node):
                 phase = self._incarnation.board.phase(node)
                 self.error = self.error or NodeError(
                     f"{node} did not stop within {seconds:g} s and was killed, {_in_phase(phase)}",
@@ -571,6 +576,10 @@ class Supervisor:
                     status="killed",
                     where=node,
                 )
+
+    def _has_stopped(self, node: str) -> bool:
+        """Whether a node has done what it was asked for when the cluster was to stop."""
+        return node in self._stopped
 
     def _signal_rest(self, number: int) -> None:
         assert self._incarnation is not None
