@@ -112,6 +112,9 @@ class RecoveringSupervisor(Supervisor):
                 self.stop(self._stop_within)
         else:
             super()._on_all_ready()
+            # What was released on the way is covered from now on, and of several that one might go on from, this is the
+            # newest.
+            self._snapshots.trigger(self.topology.initiators(()), None)
 
     @property
     def _number(self) -> int:

@@ -76,7 +76,7 @@ class Obedient(Node):
 class AtTheEnd(Obedient):
     """Die in `on_stop`, the first time only or each time; or do not come back from it."""
 
-    def setup(self, ctx: Context, how: str = "once", mark: str = "", node: str = "N2") -> None:  # type: ignore[override]
+    def setup(self, ctx: Context, how: str = "once", mark: str = "", node: str = "N2") -> None:
         super().setup(ctx)
         self.how, self.mark, self.node = how, mark, node
 
@@ -94,7 +94,7 @@ class AtTheEnd(Obedient):
 class AtTheCut(Obedient):
     """Die while a state is captured: the `nth` time that any process of the run is asked for it."""
 
-    def setup(self, ctx: Context, folder: str = "", nth: int = 0) -> None:  # type: ignore[override]
+    def setup(self, ctx: Context, folder: str = "", nth: int = 0) -> None:
         super().setup(ctx)
         self.folder, self.nth = folder, nth
 

@@ -90,15 +90,14 @@ def driven(
     path: Path, node: type[Node], topology: str = "complete:3", disk: Disk | None = None, **given: Any
 ) -> Iterator[Driven]:
     """Start a cluster with a store; `params` are those of its nodes, all else is for its recovery or the supervisor."""
-    settings = {name: given.pop(name) for name in ("handler_deadline", "start_method") if name in given}
+    settings: dict[str, Any] = {name: given.pop(name) for name in ("handler_deadline", "start_method") if name in given}
     shape, programs = assign(parse_topology(topology), node, given.pop("params", None))
     with DirectoryStore(path / "store", disk) as store:
         if given.pop("resume", False):
             given["resume"] = store.latest(is_recovery_point)
         recovery = Recovery(store, **given)
-        supervisor = RecoveringSupervisor(
-            shape, programs, recovery, **{"start_method": "fork", "allow_threads": True, **settings}
-        )
+        settings = {"start_method": "fork", "allow_threads": True, **settings}
+        supervisor = RecoveringSupervisor(shape, programs, recovery, **settings)
         try:
             supervisor.start()
             yield Driven(supervisor)
@@ -127,7 +126,6 @@ def test_two_deaths_at_once_are_one_recovery(tmp_path: Path) -> None:
 
 def test_a_failure_and_what_others_say_at_the_same_time_are_no_trouble(tmp_path: Path) -> None:
     """A node that raises tells it on the pipe by which others answer; what comes after it is of the dead."""
-
     with driven(tmp_path, recoverable.Obedient, restarts=20) as cluster:
         for _ in range(3):
             cluster.until_running()
