@@ -214,6 +214,15 @@ def test_so_many_snapshots_are_taken_besides_the_first_and_the_last(folder: Path
         assert len(store.numbers()) == 10, "so many are kept unless told otherwise"
 
 
+@pytest.mark.parametrize("store", [(), ("--store", "kept")])
+def test_snapshots_without_a_gap_do_not_keep_a_run_from_its_end(folder: Path, store: tuple[str, ...]) -> None:
+    """Each takes longer than there is between two, so that one is always open."""
+    given = ("--param", "most=50", "--snapshot-every", "0.00001", "--format", "json", *store, *QUICK)
+    document = mpsnap("run", *LINE, *given, cwd=folder).document
+    assert document["error"] is None
+    assert [output["record"] for output in document["outputs"]] == list(range(1, 51))
+
+
 def test_a_node_that_fails_for_ever_ends_the_run_after_so_many_restarts(folder: Path) -> None:
     given = ("app.py:Fails", "--topology", "ring:2", "--store", "kept", "--restarts", "2", *QUICK)
     done = mpsnap("run", *given, "--format", "json", cwd=folder, status=3)
