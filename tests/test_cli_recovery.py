@@ -301,6 +301,14 @@ def test_a_file_that_was_moved_is_named(folder: Path) -> None:
     assert records(folder / "elsewhere") == list(range(1, 301))
 
 
+def test_records_of_a_run_that_kept_none_in_a_file_can_be_from_now_on(folder: Path) -> None:
+    begun(folder, *LINE, "--param", "waits=100", snapshots=4)
+    (folder / "go").touch()
+    mpsnap("resume", "kept", "--emit", "out", cwd=folder)
+    kept = records(folder / "out")
+    assert kept == list(range(kept[0], 301))
+
+
 def test_a_fresh_run_begins_its_file_anew(folder: Path) -> None:
     (folder / "out").write_text("what was there before\n")
     mpsnap("run", *LINE, "--store", "kept", "--emit", "out", "--param", "most=3", *QUICK, cwd=folder)

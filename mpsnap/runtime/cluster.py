@@ -24,6 +24,7 @@ from mpsnap.core.errors import (
     InputError,
     InvariantError,
     MpsnapError,
+    PreflightError,
     SnapshotLost,
 )
 from mpsnap.core.events import (
@@ -83,7 +84,7 @@ class Cluster:
         snapshot_timeout: Seconds after which a snapshot is given up.
         invariants: Functions of a `GlobalSnapshot`, checked on every one; one that is false or raises ends the cluster.
         window: Messages of one channel that may be sent and not taken before its sender pauses.
-        allow_threads: Permit "fork" although other threads run.
+        allow_threads: Permit "fork" although other threads run; with a store, one of them is the cluster's own.
         fork_captures: Let a node with a large state fork at the cut, so that it can go on while a child encodes it.
         handler_deadline: Seconds after which a hook that has not returned counts as a death; None for never.
         store: A directory for snapshots, made if there is none. With it the cluster survives the death of its nodes: it
@@ -151,6 +152,11 @@ class Cluster:
         if store is None:
             self._supervisor = Supervisor(self.topology, programs, **settings)
         else:
+            if start_method == "fork" and not allow_threads:
+                raise PreflightError(
+                    "fork is not safe in a process with threads, and a recovery starts nodes while this cluster's runs",
+                    hint="start_method='forkserver', or allow_threads=True",
+                )
             self._store = _open_fresh(store, keep)
             self._close_store = weakref.finalize(self, self._store.close)
             run = {"seed": seed, "snapshot_every": snapshot_every, "window": window, "folder": os.getcwd()}

@@ -131,7 +131,7 @@ def test_a_store_is_of_one_cluster_and_of_one_run(tmp_path: Path) -> None:
         Cluster("ring:2", Obedient, store=tmp_path / "other", keep=0)
     Cluster("ring:2", Obedient, store=tmp_path / "never started").stop()
     refused: dict[str, Any]
-    for refused in ({"start_method": "thread"}, {"window": 0}):
+    for refused in ({"start_method": "thread"}, {"window": 0}, {"start_method": "fork"}):
         with pytest.raises((InputError, ValueError)):
             Cluster("ring:2", Obedient, store=tmp_path / "other", **refused)
     with DirectoryStore(tmp_path / "other"):
