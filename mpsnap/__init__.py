@@ -16,6 +16,7 @@ from mpsnap.core.errors import (
     ProtocolError,
     ScriptError,
     SnapshotError,
+    StoreError,
     TopologyError,
 )
 from mpsnap.core.node import Context, Node
@@ -49,6 +50,7 @@ __all__ = [
     "ScriptError",
     "SnapshotError",
     "SnapshotId",
+    "StoreError",
     "Topology",
     "TopologyError",
     "__version__",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import os
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -21,6 +23,7 @@ from conftest import wait_until
 
 from mpsnap.cli import main
 from mpsnap.cli.emit import EmitFile
+from mpsnap.cli.storing import complete
 from mpsnap.core.errors import InputError
 from mpsnap.core.events import Emitted
 from mpsnap.runtime.chaos import Chaos, Rates, blows
@@ -621,6 +624,16 @@ def test_a_script_and_a_folder_that_is_gone_cannot_be_gone_on_with(folder: Path,
     (folder / "work").rmdir()
     assert refused("resume", "other") == (
         f"{folder}/work: the run's folder cannot be entered: No such file or directory"
+    )
+
+
+def test_a_snapshot_that_a_program_has_taken_is_left_to_that_program() -> None:
+    manifest: Any = SimpleNamespace(run={"seed": 0, "final": False}, number=3)
+    with pytest.raises(InputError) as caught:
+        complete(argparse.Namespace(), manifest, "kept")
+    assert str(caught.value) == (
+        "kept: snapshot 3 does not say how `run` would go on with it (app is not there); "
+        "try: Cluster(..., resume=True), if a program of yours has taken it"
     )
 
 

@@ -215,6 +215,7 @@ class _Attention:
         self._plan = plan
         self._start_method = start_method
         self._log = log
+        self._taken = 0
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, ClusterStarted):
@@ -223,7 +224,9 @@ class _Attention:
             self._log.attend(event)
         self._show.attend(event)
         if isinstance(event, SnapshotCompleted):
-            self._show.progress(1)
+            # The first and the last of a run with a store are beyond what was asked for.
+            self._taken += 1
+            self._show.progress(0 if self._plan.limit and self._taken > self._plan.limit else 1)
         elif not self._plan.limit:
             self._show.progress(0)
 

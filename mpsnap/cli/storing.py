@@ -180,7 +180,7 @@ def complete(options: argparse.Namespace, manifest: Manifest, where: str) -> Non
             raise InputError(
                 f"snapshot {manifest.number} does not say how `run` would go on with it ({name} is not there)",
                 where=where,
-                hint="mpsnap.Cluster, if a program of yours has taken it",
+                hint="Cluster(..., resume=True), if a program of yours has taken it",
             )
     for name in KEPT:
         if getattr(options, name, None) is None:

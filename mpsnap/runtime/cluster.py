@@ -47,9 +47,9 @@ from mpsnap.core.topology import Topology, parse_topology
 from mpsnap.runtime.calls import Calls, taken
 from mpsnap.runtime.main_script import refuse_to_start_in_a_node, refuse_what_a_session_cannot_ship
 from mpsnap.runtime.recovering import RecoveringSupervisor
-from mpsnap.runtime.recovery import KEEP, MOST_RESTARTS, Recovery
+from mpsnap.runtime.recovery import KEEP, MOST_RESTARTS
+from mpsnap.runtime.stored import open_recovery
 from mpsnap.runtime.supervisor import SNAPSHOT_SECONDS, STOP_SECONDS, WINDOW, Supervisor
-from mpsnap.store.directory import DirectoryStore
 
 T = TypeVar("T")
 
@@ -92,6 +92,8 @@ class Cluster:
             Records are in `outputs` once a snapshot covers them, and each exactly once.
         keep: How many snapshots the store keeps.
         restarts: After so many recoveries within a minute the cluster fails.
+        resume: Go on from the newest snapshot in the store, if there is one: the program before this one was killed.
+            Without it a store with snapshots is refused.
 
     Raises:
         InputError: What was asked for cannot be done; nothing was started.
@@ -128,6 +130,7 @@ class Cluster:
         store: str | os.PathLike[str] | None = None,
         keep: int = KEEP,
         restarts: int = MOST_RESTARTS,
+        resume: bool = False,
     ) -> None:
         refuse_to_start_in_a_node()
         if snapshot_every is not None and not snapshot_every > 0:
@@ -146,7 +149,6 @@ class Cluster:
             "handler_deadline": handler_deadline,
         }
         self._supervisor: Supervisor
-        self._store: DirectoryStore | None = None
         #: Gives the store back, at the latest when nobody knows this object any more.
         self._close_store: Callable[[], object] = lambda: None
         if store is None:
@@ -157,10 +159,11 @@ class Cluster:
                     "fork is not safe in a process with threads, and a recovery starts nodes while this cluster's runs",
                     hint="start_method='forkserver', or allow_threads=True",
                 )
-            self._store = _open_fresh(store, keep)
-            self._close_store = weakref.finalize(self, self._store.close)
             run = {"seed": seed, "snapshot_every": snapshot_every, "window": window, "folder": os.getcwd()}
-            recovery = Recovery(self._store, keep=keep, restarts=restarts, run=run)
+            recovery = open_recovery(
+                store, self.topology, programs, keep=keep, restarts=restarts, resume=resume, run=run
+            )
+            self._close_store = weakref.finalize(self, recovery.store.close)
             try:
                 self._supervisor = RecoveringSupervisor(self.topology, programs, recovery, **settings)
             except BaseException:
@@ -507,22 +510,6 @@ class Cluster:
         while (refuse := taken(self._requests.popleft)) is not None:
             refuse()  # by the supervisor, each in its own words
         self._calls.refuse(self._error or ClusterError("the cluster has stopped"))
-
-
-def _open_fresh(path: str | os.PathLike[str], keep: int) -> DirectoryStore:
-    """Open a store that holds no snapshots yet: those of another run would get between the cluster's own."""
-    if not (isinstance(keep, int) and keep >= 1):
-        raise InputError(f"keep is {keep!r}, not a whole number of snapshots from 1 on")
-    store = DirectoryStore(path)
-    numbers = store.numbers()
-    if numbers:
-        store.close()
-        raise InputError(
-            f"the store holds the snapshots of a run already, the newest is {numbers[-1]}",
-            where=store.path,
-            hint="another directory",
-        )
-    return store
 
 
 def _kill_the_living() -> None:

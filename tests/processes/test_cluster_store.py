@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from conftest import wait_until
 from recoverable import Obedient, Stage
 
+import mpsnap
 from mpsnap import Cluster, ClusterError, InputError, NodeError
 from mpsnap.store.directory import DirectoryStore
 
@@ -135,6 +138,48 @@ def test_a_store_is_of_one_cluster_and_of_one_run(tmp_path: Path) -> None:
         with pytest.raises((InputError, ValueError)):
             Cluster("ring:2", Obedient, store=tmp_path / "other", **refused)
     with DirectoryStore(tmp_path / "other"):
+        pass
+
+
+PROGRAM = """
+import time
+from mpsnap import Cluster
+from recoverable import Obedient
+if __name__ == "__main__":
+    cluster = Cluster("ring:2", Obedient, store="kept", resume=True).start()
+    while not cluster.snapshots:
+        time.sleep(0.001)  # of two that overlap, only the first is one to go on from
+    print(cluster.command("N1", "count"), flush=True)
+    cluster.snapshot()
+    print("taken", flush=True)
+    input()
+"""
+
+
+def test_a_program_that_was_killed_goes_on_where_its_cluster_was(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    folders = [str(Path(__file__).parent), str(Path(mpsnap.__file__).parents[1])]
+    for count in (1, 2, 3):
+        started = subprocess.Popen(
+            [sys.executable, "program.py"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        with started:
+            assert started.stdout is not None
+            assert started.stdout.readline() == f"{count}\n"
+            assert started.stdout.readline() == "taken\n"
+            started.kill()
+    with pytest.raises(InputError, match="is of another cluster: no node N2 here"):
+        Cluster("line:1", Obedient, store=tmp_path / "kept", resume=True)
+    with Cluster("ring:2", Obedient, store=tmp_path / "kept", resume=True) as cluster:
+        assert cluster.command("N1", "count") == 4
+    with pytest.raises(InputError, match="this run has ended, snapshot"):
+        Cluster("ring:2", Obedient, store=tmp_path / "kept", resume=True)
+    with Cluster("ring:2", Obedient, store=tmp_path / "new", resume=True):
         pass
 
 
