@@ -709,8 +709,9 @@ def test_a_run_goes_on_under_chaos_and_no_token_is_lost(folder: Path) -> None:
     taken = ("--snapshots", "40", "--invariant", "mpsnap.apps.tokens:conserved", "--format", "json", *QUICK)
     done = mpsnap("run", *given, *taken, "--snapshot-every", "0.03", cwd=folder)
     facts = done.document["run"]
-    assert len(facts["deaths"]) == len(facts["recoveries"]) == len(re.findall("chaos kills N[123]$", done.stderr, re.M))
-    assert facts["deaths"]
+    killed = len(re.findall("chaos kills N[123]$", done.stderr, re.MULTILINE))
+    # Two that are killed before the first is missed are one death.
+    assert 1 <= len(facts["deaths"]) == len(facts["recoveries"]) <= killed
 
 
 def test_a_node_that_others_have_stopped_hangs_and_is_replaced(folder: Path) -> None:
