@@ -47,7 +47,9 @@ def cut(number: int, large: str | None = None) -> GlobalSnapshot:
 def staged(place: Place, number: int, large: str | None = None, **told: Any) -> Manifest:
     """Stage that cut and return its manifest."""
     entries = {}
-    for index, (node, part) in enumerate(parts(large).items()):
+    made = parts(large)
+    for index, node in enumerate(TRIANGLE.nodes):
+        part = made[node]
         receipt, state = stage(place, index, part)
         params = {"tokens": 10, "pair": (index, {index})}
         entries[node] = NodeEntry("bank:Branch", params, "plain", part.sent, part.received, receipt, state)
@@ -366,7 +368,7 @@ def _set_names(inode: Inode, names: Mapping[str, Inode | None]) -> None:
 
 
 def losses(pending: Sequence[int], rng: random.Random) -> Iterator[frozenset[int]]:
-    """Yield which changes a loss of power may take: of few every set, of many none, all, each of the last and some more.
+    """Yield which changes a loss of power may take: of few every set, of many none, all, each of the last and others.
 
     The older ones are leftovers that nobody relies on, names in the folder of staged files above all.
     """
