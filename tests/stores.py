@@ -14,7 +14,8 @@ from test_snapshot import TRIANGLE, parts_of
 from mpsnap.core.codec import Encoded
 from mpsnap.core.protocol import ChannelState, LocalSnapshot
 from mpsnap.core.snapshot import Captured, GlobalSnapshot
-from mpsnap.store.contract import Output, Place, SnapshotStore, stage
+from mpsnap.store.contents import Output
+from mpsnap.store.contract import Place, SnapshotStore, stage
 from mpsnap.store.directory import DirectoryStore
 from mpsnap.store.disk import Disk, Found
 from mpsnap.store.manifest import Manifest, NodeEntry, describe

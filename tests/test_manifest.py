@@ -74,6 +74,10 @@ def put(*path: str, to: Any) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+def each(*path: str) -> Callable[..., list[Callable[[dict[str, Any]], None]]]:
+    return lambda *values: [put(*path, to=value) for value in values]
+
+
 def deep(levels: int) -> Any:
     value: Any = 0
     for _ in range(levels):
@@ -107,34 +111,31 @@ def test_a_name_in_a_text_is_never_more_than_compared(name: str) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        *(put("format", to=odd) for odd in (0, 2, True, 1.0, "1", None)),
-        *(put("number", to=odd) for odd in (-1, 2**63, 10**30, True, 3.0, "3", None)),
-        *(put("id", to=odd) for odd in ("", "0-A", "01-A-1", "0-A-0", 5, None)),
-        *(put("wall_time", to=odd) for odd in (5, True, "1.5", None)),
-        *(put("duration", to=odd) for odd in (5, True, "0.25")),
-        *(put("verified", to=odd) for odd in (0, 1, None)),
-        *(put("recovery_point", to=odd) for odd in (0, 1, None)),
-        *(put("emitted_bytes", to=odd) for odd in (-1, 1.0, False)),
-        *(put("initiators", to=odd) for odd in ("A", ["X"], [1], None)),
-        *(put("run", to=odd) for odd in ([], None, {"x": {"$codec": "!"}}, {"x": {"$codec": 5}}, {"x": {"$other": 1}})),
+        *each("format")(0, 2, True, 1.0, "1", None),
+        *each("number")(-1, 2**63, 10**30, True, 3.0, "3", None),
+        *each("id")("", "0-A", "01-A-1", "0-A-0", 5, None),
+        *each("wall_time")(5, True, "1.5", None),
+        *each("duration")(5, True, "0.25"),
+        *each("verified")(0, 1, None),
+        *each("recovery_point")(0, 1, None),
+        *each("emitted_bytes")(-1, 1.0, False),
+        *each("initiators")("A", ["X"], [1], None),
+        *each("run")([], None, {"x": {"$codec": "!"}}, {"x": {"$codec": 5}}, {"x": {"$other": 1}}),
         put("run", "x", to={"$codec": "AQ=="}),  # 1, which JSON has
         put("run", "x", to=deep(21)),
         put("run", "x", to=2**63),
-        *(put("nodes", to=odd) for odd in ([], {}, None)),
-        *(put("nodes", "A", to=odd) for odd in (None, {}, [])),
-        *(put("nodes", "A", "sent", to=odd) for odd in ({"B": -1}, {"B": True}, {"B": 2**63}, [], None)),
-        *(put("nodes", "A", "codec", to=odd) for odd in ("", "json", None)),
-        *(put("nodes", "A", "program", to=odd) for odd in (5, None)),
-        *(put("nodes", "A", "state", to=odd) for odd in ({}, 5, {"name": "node-0.state", "size": 1})),
-        *(put("nodes", "A", "part", "size", to=odd) for odd in (-1, True, 5.0, 2**40, 2**63)),
-        *(put("nodes", "A", "part", "sha256", to=odd) for odd in ("", SHA[:-1], SHA.upper(), "g" * 64, "\u0660" * 64)),
-        *(
-            put("topology", "nodes", to=odd)
-            for odd in ([], ["A", "B"], ["A", "A", "B", "C"], ["../x", "B", "C"], "ABC")
-        ),
-        *(put("topology", "channels", to=odd) for odd in (["A->X"], ["A"], ["A->B->C"], ["A->A"], ["B->C", "A->B"])),
-        *(put("topology", "tokens", to=odd) for odd in ({"A": -1}, {"A": True}, {"X": 1}, {})),
-        *(put("topology", "fingerprint", to=odd) for odd in ("", SHA, None)),
+        *each("nodes")([], {}, None),
+        *each("nodes", "A")(None, {}, []),
+        *each("nodes", "A", "sent")({"B": -1}, {"B": True}, {"B": 2**63}, [], None),
+        *each("nodes", "A", "codec")("", "json", None),
+        *each("nodes", "A", "program")(5, None),
+        *each("nodes", "A", "state")({}, 5, {"name": "node-0.state", "size": 1}),
+        *each("nodes", "A", "part", "size")(-1, True, 5.0, 2**40, 2**63),
+        *each("nodes", "A", "part", "sha256")("", SHA[:-1], SHA.upper(), "g" * 64, "\u0660" * 64),
+        *each("topology", "nodes")([], ["A", "B"], ["A", "A", "B", "C"], ["../x", "B", "C"], "ABC"),
+        *each("topology", "channels")(["A->X"], ["A"], ["A->B->C"], ["A->A"], ["B->C", "A->B"]),
+        *each("topology", "tokens")({"A": -1}, {"A": True}, {"X": 1}, {}),
+        *each("topology", "fingerprint")("", SHA, None),
         lambda plain: plain.update(more=1),
         lambda plain: plain.pop("run"),
         lambda plain: plain["nodes"].update(X=plain["nodes"]["A"]),

@@ -16,7 +16,8 @@ from mpsnap.core.codec import Codec, Pickled
 from mpsnap.core.errors import CodecError, ProtocolError, SnapshotIncompatible, StoreError
 from mpsnap.core.snapshot import Captured, StoredState
 from mpsnap.core.topology import Topology
-from mpsnap.store.contract import LARGE_STATE_BYTES, Output, Place, SnapshotStore, is_recovery_point, stage
+from mpsnap.store.contents import Output
+from mpsnap.store.contract import LARGE_STATE_BYTES, Place, SnapshotStore, is_recovery_point, stage
 from mpsnap.store.directory import DirectoryStore
 from mpsnap.store.manifest import Manifest, Receipt, check_compatible
 from mpsnap.store.memory import MemoryStore
@@ -192,14 +193,17 @@ def test_a_snapshot_that_is_not_there_is_an_error_that_says_so(store: SnapshotSt
 
 def test_incarnations_grow_and_what_older_ones_staged_is_gone(store: SnapshotStore) -> None:
     old = store.next_incarnation()
-    receipt = old.write(0, b"old")
+    early = old.write(0, b"old")
     new = store.next_incarnation()
     assert new.incarnation > old.incarnation
-    number = store.begin()
-    manifest = staged(new, number)
-    node = manifest.nodes["A"]._replace(part=receipt)
-    with pytest.raises(StoreError):
-        store.commit(manifest._replace(nodes={**manifest.nodes, "A": node}))
+    # By a process that should be dead.
+    late = old.write(0, b"old")
+    for receipt in (early, late):
+        number = store.begin()
+        manifest = staged(new, number)
+        node = manifest.nodes["A"]._replace(part=receipt)
+        with pytest.raises(StoreError):
+            store.commit(manifest._replace(nodes={**manifest.nodes, "A": node}))
     assert store.numbers() == ()
 
 
