@@ -147,6 +147,10 @@ def survive(path: str, disk: Disk, notes: Sequence[Note]) -> tuple[int, ...]:
 # --- A disk in memory. ---
 
 
+class Killed(BaseException):
+    """Stand for the end of a process: none of its operations gets through any more."""
+
+
 class Inode:
     """Hold a file's bytes, or a directory's names."""
 
@@ -184,12 +188,16 @@ class FakeDisk(Disk):
         self.failing: tuple[int, int] | None = None
         self.for_good = False
         self.failed: str | None = None
+        #: Which operation the process that uses this disk does not live to see.
+        self.killed_at: int | None = None
         #: Inodes that a failed sync was asked for, and those for which one was asked again.
         self.unsynced: set[int] = set()
         self.synced_again: set[int] = set()
 
     def _ask(self, what: str) -> None:
         self.asked += 1
+        if self.killed_at is not None and self.asked >= self.killed_at:
+            raise Killed
         if self.failing is not None:
             at, number = self.failing
             if self.asked == at or (self.for_good and self.asked > at):
