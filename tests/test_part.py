@@ -305,9 +305,9 @@ def test_messages_in_any_number_are_kept_in_order(count: int) -> None:
 
 def test_the_two_forms_are_never_taken_for_each_other() -> None:
     """What marshal wrote is not to be read from a file, whoever has put it there."""
-    with pytest.raises(CodecError, match="a local snapshot of format 2, this version reads lasting 1"):
+    with pytest.raises(CodecError, match=f"a local snapshot of format {FORMAT}, this version reads lasting 1"):
         unpack_lasting(pack(one_part()))
-    with pytest.raises(CodecError, match="a local snapshot of format 'lasting 1', this version reads 2"):
+    with pytest.raises(CodecError, match=f"a local snapshot of format 'lasting 1', this version reads {FORMAT}"):
         unpack(pack_lasting(one_part()))
 
 
