@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import PLAIN, graph
 from stores import LARGE_STATE, OUTPUTS, commit, cut, parts, seen, staged
 
 from mpsnap.core.codec import Codec, Pickled
-from mpsnap.core.errors import CodecError, ProtocolError, SnapshotIncompatible, StoreError
+from mpsnap.core.errors import CodecError, ProtocolError, SnapshotCorrupt, SnapshotIncompatible, StoreError
 from mpsnap.core.snapshot import Captured, StoredState
 from mpsnap.core.topology import Topology
 from mpsnap.store.contents import Output
@@ -272,6 +273,28 @@ def test_what_could_not_be_read_again_is_not_committed(store: SnapshotStore, pla
         with pytest.raises(CodecError):
             store.commit(manifest._replace(**wrong))
         assert store.numbers() == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"part": "another node's"}, "its node is not what the manifest says"),
+        ({"sent": {"B": 6}}, "its messages sent is not what the manifest says"),
+        ({"received": {"C": 1}}, "its messages received is not what the manifest says"),
+    ],
+)
+def test_a_part_that_its_manifest_does_not_describe_is_no_part(
+    store: SnapshotStore, place: Place, changes: dict[str, Any], told: str
+) -> None:
+    """Though every file holds what was committed."""
+    number = store.begin()
+    manifest = staged(place, number)
+    if "part" in changes:
+        changes = {"part": stage(place, 0, parts()["B"])[0]}
+    node = manifest.nodes["A"]._replace(**changes)
+    store.commit(manifest._replace(nodes={**manifest.nodes, "A": node}))
+    with pytest.raises(SnapshotCorrupt, match=told):
+        store.load(number)
 
 
 def test_dropping_what_is_gone_is_no_error(store: SnapshotStore, place: Place) -> None:
