@@ -22,21 +22,25 @@ the start, in the unit above) and `event`; the rest depends on the event:
     closed           from, snapshot: this channel's state is fixed
     reported         snapshot, channels: {SRC: [first, count]}, the messages in flight to this node at the cut
     refused          snapshot, error: the state could not be recorded
+    restored         snapshot, channels, state: the node begins anew from its part of this snapshot, which is not
+                     always one that the log tells of; fields as of reported and recorded
     output           n, record
     log              text
     dropped          count, sent: so many entries of this node are missing here, for the log had reached its size, and
                      among them all before the messages counted, by destination, in `sent`
-    died             error; of the node that ended the cluster
-    initiated        number, snapshot, initiators; by the supervisor, as the three that follow
+    died             error; of the node that ended the cluster, or this incarnation of it
+    initiated        number, snapshot, initiators; by the supervisor, as the four that follow
     completed        number, snapshot, verified
     abandoned        number, snapshot, error
+    recovered        incarnation, snapshot: all nodes have ended, and new ones begin from this snapshot
     violated         error: a cut or an invariant
 
 Values (`payload`, `state`, `record`, `value`) have the JSON form of `mpsnap.core.jsonform`; one that is too large is
 `{"$size": bytes}`.
 
 Rules a maintainer keeps: the entries of a node stand in the order in which they happened, and none stands before what
-caused it: a message or marker is received after it was sent. Reading runs no code from the log. A log that breaks off
+caused it: a message or marker is received after it was sent. Messages that were sent or received after the cut of a
+recovery do so again, under the same numbers. Reading runs no code from the log. A log that breaks off
 is read to its last good line, and says so.
 """
 
@@ -167,10 +171,12 @@ _FIELDS: Mapping[str, Mapping[str, tuple[type, ...]]] = {
     "marker received": {"from": (str,), "snapshot": (str,), "number": (int,)},
     "closed": {"from": (str,), "snapshot": (str,)},
     "reported": {"snapshot": (str,), "channels": (dict,)},
+    "restored": {"snapshot": (str,), "channels": (dict,)},
     "log": {"text": (str,)},
     "dropped": {"count": (int,)},
     "initiated": {"number": (int,), "snapshot": (str,), "initiators": (list,)},
     "completed": {"number": (int,), "snapshot": (str,), "verified": (bool,)},
+    "recovered": {"incarnation": (int,), "snapshot": (str,)},
 }
 
 
@@ -197,7 +203,7 @@ def _entry(line: bytes) -> Entry:
             raise TypeError(field)
     if event == "dropped" and not all(type(number) is int for number in plain.get("sent", {}).values()):
         raise TypeError("sent")
-    if event == "reported" and not all(
+    if event in ("reported", "restored") and not all(
         type(pair) is list and [type(part) for part in pair] == [int, int] for pair in plain["channels"].values()
     ):
         raise TypeError("channels")
