@@ -224,9 +224,13 @@ class Machine:
         self._live: OrderedDict[int, Actor] = OrderedDict()
         #: Steps that a node can take without an item, by its local state.
         self._own_steps: dict[int, tuple[Step, ...]] = {}
-        #: The numbers of the snapshots: those of the plan, then others as they are heard of.
+        #: The numbers of the snapshots: those of the plan in each incarnation, then others as they are heard of.
+        begun = [item for items in plan.values() for item in items if isinstance(item, Initiation)]
+        planned = max((item.number for item in begun), default=-1) + 1
         self.numbers = {
-            item.snapshot_id: item.number for items in plan.values() for item in items if isinstance(item, Initiation)
+            item.snapshot_id._replace(incarnation=incarnation): item.number + incarnation * planned
+            for incarnation in range(crashes + 1)
+            for item in begun
         }
         #: Complete cuts, each once, the initial one first; and the nodes that go on from one.
         self.complete: list[Complete] = []
