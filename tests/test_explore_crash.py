@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from histories import Story
 from test_explore import SMALL, cut_of, machine
 from test_explore_whole import IdleTeller, Teller, cluster, sending
 
 from mpsnap import Context, Node, parse_topology
 from mpsnap.apps.tokens import conserved
+from mpsnap.cli.main import main
 from mpsnap.core import nodecore
 from mpsnap.core.errors import ConsistencyError, NodeError
+from mpsnap.core.history import parse_log
 from mpsnap.core.program import assign
 from mpsnap.core.protocol import Effect, LocalSnapshot, SnapshotId, SnapshotProtocol
 from mpsnap.simulator.actor import Command, Initiation
 from mpsnap.simulator.explorer import Explorer
 from mpsnap.simulator.machine import Machine, Outcome, Part, State, Step
+from mpsnap.views.shiviz import vector_clocks
+from mpsnap.views.spacetime import diagram
 
 pytestmark = pytest.mark.slow
 
@@ -247,6 +254,121 @@ def test_random_schedules_crash_early_and_late() -> None:
     assert (findings.schedules, findings.verdict) == (80, None)
     assert findings.restoring > 3
     assert Explorer(machine(*world, crashes=2)).walk(80, 3)[:6] == findings[:6]
+
+
+# --------------------------------------------------------------- command line
+
+
+APP = """
+from mpsnap import Node
+
+class Letters(Node):
+    def setup(self, ctx):
+        self.letters = ""
+        if ctx.name == "N1":
+            ctx.send("N2", "a")
+            ctx.send("N2", "b")
+
+    def on_message(self, ctx, sender, payload):
+        self.letters += payload
+        if self.letters == "ab" and len(ctx.outbound) == 1:
+            ctx.send("N1", "seen")
+
+def fine(snapshot):
+    return snapshot.id.incarnation == 0 or snapshot.nodes["N2"].state["letters"] != "ab"
+"""
+
+
+@pytest.fixture
+def found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Path, str]:
+    """Find what holds only before a crash, and return the saved schedule and what was said."""
+    app, saved = tmp_path / "letters.py", tmp_path / "found.schedule"
+    app.write_text(APP)
+    asked = ["--invariant", f"{app}:fine", "--snapshots", "1", "--save", str(saved), "--crash"]
+    assert main(["explore", f"{app}:Letters", "--topology", "complete:2", *asked]) == 1
+    return saved, capsys.readouterr().out
+
+
+def test_a_violation_after_a_crash_is_told(found: tuple[Path, str]) -> None:
+    """The story has a number for each step, and none for what a recovery does."""
+    saved, said = found
+    assert "recovered states, each exactly its cut" in said
+    lines = [line[1:].strip() for line in said.splitlines()]
+    died = next(k for k, line in enumerate(said.splitlines()) if "dies" in line)
+    assert lines[died].endswith("N1  dies, and all nodes end with it")
+    assert lines[died + 1] == "incarnation 1 recovers from the initial cut"
+    assert lines[died + 2] == "N1  restores {'letters': ''}"
+    assert lines[died + 3] == "N2  restores {'letters': ''}, with 2 messages to take"
+    assert "receives message 1 from N1: 'a'" in said.split("restores")[-1]
+    assert f"again: python -m mpsnap simulate --schedule {saved}" in said
+
+
+def test_a_violation_after_a_crash_is_played_again_and_drawn(
+    found: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved, _ = found
+    log = tmp_path / "found.log"
+    assert main(["simulate", "--schedule", str(saved), "--log", str(log), "--format", "json"]) == 1
+    said = capsys.readouterr()
+    assert "fine is false" in json.loads(said.out)["error"]["what"]
+    assert "N1 died; incarnation 1 recovers from 0-N1-0" in said.err
+    history = parse_log(log.read_bytes().splitlines(keepends=True), "log")
+    assert history.flaw is None
+    events = [entry.event for entry in history.entries]
+    assert [events.count(event) for event in ("died", "recovered", "restored", "violated")] == [1, 1, 2, 1]
+    assert events.index("died") < events.index("recovered") < events.index("restored")
+    drawing = diagram(history)
+    for arrow in (*drawing.messages, *drawing.markers):
+        if arrow.sent is not None and arrow.received is not None:
+            assert drawing.points[arrow.sent].column < drawing.points[arrow.received].column
+    assert "N1 died: N1: N1 died" in drawing.notices
+    assert "incarnation 1 begins from snapshot 0-N1-0" in drawing.notices
+    for form in ("svg", "html", "shiviz", "perfetto", "dot"):
+        assert main(["export", str(log), "--as", form, "--out", str(tmp_path / f"found.{form}")]) == 0
+        text = (tmp_path / f"found.{form}").read_text()
+        assert "restored" in text or form == "dot", form
+
+
+def test_a_message_that_is_received_or_sent_again_has_an_arrow_each_time() -> None:
+    """One was in flight at the cut and received before the crash and after; one was sent behind the cut, twice."""
+    story = Story("A", "B")
+    story.send(1, "A", "B", "in flight")
+    story.add(2, "A", "recorded", snapshot="0-A-1", from_=None, state={})
+    story.send(3, "A", "B", "behind")
+    story.receive(4, "B", "A")
+    story.receive(5, "B", "A")
+    story.add(6, "A", "died", error={"what": "A died", "where": "A", "try": None})
+    story.add(7, None, "recovered", incarnation=1, snapshot="0-A-1")
+    story.add(8, "A", "restored", snapshot="0-A-1", channels={}, state={})
+    story.add(8, "B", "restored", snapshot="0-A-1", channels={"A": [1, 1]}, state={})
+    story.add(9, "B", "received", from_="A", number=1)
+    story.add(10, "A", "sent", to="B", number=2, payload="behind")
+    story.add(11, "B", "received", from_="A", number=2)
+    drawing = diagram(story.history)
+    ends = [
+        (drawing.points[arrow.sent or 0].entry.time, drawing.points[arrow.received or 0].entry.time)
+        for arrow in drawing.messages
+    ]
+    assert sorted(ends) == [(1, 4), (1, 9), (3, 5), (10, 11)]
+    clocks = {rank: dict(clock) for rank, clock in vector_clocks(drawing)}
+    received = [rank for rank, point in enumerate(drawing.points) if point.entry.event == "received"]
+    assert [clocks[rank][0] for rank in received] == [1, 3, 3, 6]
+
+
+def test_crashes_in_the_document(capsys: pytest.CaptureFixture[str]) -> None:
+    conserving = ("--invariant", "mpsnap.apps.tokens:conserved")
+    assert main(["explore", "--topology", "complete:2", "--crash", *conserving, "--format", "json"]) == 0
+    told = json.loads(capsys.readouterr().out)["exploration"]
+    assert told["crashes"] == 1
+    assert told["recoveries"] > told["recoveries_in_flight"] > 0
+    with pytest.raises(SystemExit, match="2"):
+        main(["explore", "--topology", "complete:2", "--crash", "0"])
+
+
+def test_random_crashes_of_a_program_that_sends_by_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("--topology", "ring:3", "--snapshots", "3", "--invariant", "mpsnap.apps.bank:audit", "--crash", "2")
+    assert main(["explore", "bank", *asked, "--random", "20"]) == 0
+    assert "recovered states, each exactly its cut" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- seeded bugs

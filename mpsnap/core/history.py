@@ -269,6 +269,8 @@ class _Merge:
         #: Per channel, how many of its first messages are not in the log.
         self._dropped: dict[tuple[str, str | None], int] = {}
         self._ended: set[str | None] = set()
+        #: Per channel, the messages that stood in the inbox of a node when it was restored.
+        self._in_inbox: dict[tuple[str, str | None], range] = {}
 
     def entries(self) -> Iterator[Entry]:
         for rank, stream in enumerate(self._streams):
@@ -312,7 +314,8 @@ class _Merge:
             self._happened.remove(cause)
             return True
         return (
-            cause.src in self._ended
+            (cause.snapshot is None and cause.number in self._in_inbox.get((cause.src, cause.dst), ()))
+            or cause.src in self._ended
             or cause.src not in self._known
             or cause.number <= self._dropped.get((cause.src, cause.dst), -1)
         )
@@ -329,6 +332,17 @@ class _Merge:
             self._happened.add(effect)
             if effect in self._waiting:
                 self._free(effect)
+        elif entry.event == "recovered":
+            self._begin_anew()
+        elif entry.event == "restored":
+            for src, (first, count) in entry.detail["channels"].items():
+                self._in_inbox[src, entry.node] = range(first, first + max(count, 0))
+
+    def _begin_anew(self) -> None:
+        """Forget what the incarnation before had sent: the next one uses its numbers again."""
+        self._happened.clear()
+        for cause in list(self._waiting):
+            self._free(cause, wait=False)
 
 
 def _effect(entry: Entry) -> _Cause | None:
