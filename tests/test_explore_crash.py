@@ -282,7 +282,7 @@ def fine(snapshot):
 @pytest.fixture
 def found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Path, str]:
     """Find what holds only before a crash, and return the saved schedule and what was said."""
-    app, saved = tmp_path / "letters.py", tmp_path / "found.schedule"
+    app, saved = tmp_path / f"{tmp_path.name}.py", tmp_path / "found.schedule"
     app.write_text(APP)
     asked = ["--invariant", f"{app}:fine", "--snapshots", "1", "--save", str(saved), "--crash"]
     assert main(["explore", f"{app}:Letters", "--topology", "complete:2", *asked]) == 1
@@ -324,7 +324,7 @@ def test_a_violation_after_a_crash_is_played_again_and_drawn(
     assert "N1 died: N1: N1 died" in drawing.notices
     assert "incarnation 1 begins from snapshot 0-N1-0" in drawing.notices
     for form in ("svg", "html", "shiviz", "perfetto", "dot"):
-        assert main(["export", str(log), "--as", form, "--out", str(tmp_path / f"found.{form}")]) == 0
+        assert main(["export", str(log), "--as", form, "--output", str(tmp_path / f"found.{form}")]) == 0
         text = (tmp_path / f"found.{form}").read_text()
         assert "restored" in text or form == "dot", form
 
