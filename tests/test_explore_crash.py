@@ -105,6 +105,40 @@ def test_random_clusters_have_no_cuts_and_recoveries_but_those_that_the_search_f
     assert count >= 10
 
 
+def test_every_schedule_walked_one_by_one_recovers_from_the_cuts_that_the_search_does() -> None:
+    """Nothing is a state here, so none can lack anything: whole schedules, with their own idea of the last cut."""
+    world = machine("complete:2", [("N1", "N2", 1)], ["N1", "N2"], crashes=1)
+    met: set[str] = set()
+    schedules = 0
+
+    def walk(state: State, last: str) -> None:
+        nonlocal schedules
+        (death,) = world.deaths(state)
+        recovery = world.after(state, death)
+        assert recovery is not None
+        (_, notes), *restored = recovery[1].others
+        assert notes[-1].fields["snapshot"] == last
+        met.add(repr([[note.fields for note in each] for _, each in restored]))
+        ended = True
+        for step in world.enabled(state):
+            following = world.after(state, step)
+            assert following is not None
+            complete = list(Explorer(world).completed(state, following[0]))
+            walk(following[0], str(complete[-1]) if complete else last)
+            ended = False
+        schedules += ended
+
+    walk(world.start, "0-N1-0")
+    searched = machine("complete:2", [("N1", "N2", 1)], ["N1", "N2"], crashes=1)
+    assert Explorer(searched).exhaust().verdict is None
+    found = {
+        repr([[note.fields for note in notes] for _, notes in recovered.notes])
+        for (_, incarnation), recovered in searched._recoveries.items()
+    }
+    assert found == met
+    assert (schedules > 10, len(met) > 5) == (True, True)
+
+
 @pytest.mark.parametrize("crashes", [0, 1, 2])
 def test_every_crash_of_a_small_cluster_is_survived(crashes: int) -> None:
     world = machine("complete:2", [("N1", "N2", 1), ("N2", "N1", 2)], ["N1", "N2"], crashes=crashes)
