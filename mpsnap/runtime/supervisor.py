@@ -43,6 +43,7 @@ from mpsnap.runtime import lifeline, preflight
 from mpsnap.runtime.commits import Commits
 from mpsnap.runtime.deadlines import Deadlines
 from mpsnap.runtime.deadlock import Waits
+from mpsnap.runtime.failpoints import Failpoint
 from mpsnap.runtime.frames import Note
 from mpsnap.runtime.hangs import Hangs
 from mpsnap.runtime.incarnation import Incarnation
@@ -81,6 +82,7 @@ class Supervisor:
         allow_threads: Permit fork although other threads run.
         fork_captures: Let a node with a large state fork at the cut, so that it can go on while a child encodes it.
         handler_deadline: Seconds after which a hook that has not returned counts as a death; None for never.
+        failpoints: Where nodes are to come to harm, by node, in tests.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class Supervisor:
         journals: Mapping[str, JournalSpec] | None = None,
         fork_captures: bool = True,
         handler_deadline: float | None = None,
+        failpoints: Mapping[str, tuple[Failpoint, ...]] | None = None,
     ) -> None:
         self.topology = topology
         self.seed = seed
@@ -118,6 +121,7 @@ class Supervisor:
         self._until_terminated = until_terminated
         self._snapshot_timeout = snapshot_timeout
         self._handler_deadline = handler_deadline
+        self._failpoints = failpoints or {}
         self._hangs: Hangs
         self._incarnation: Incarnation | None = None
         self._classes = {
@@ -276,6 +280,7 @@ class Supervisor:
             fork_captures=self._fork_captures,
             place=place,
             restored=restored,
+            failpoints=self._failpoints,
         )
         if self.ended:
             # A signal handler or another thread has stopped it meanwhile, and could not know of the processes yet.
