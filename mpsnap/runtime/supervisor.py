@@ -300,13 +300,14 @@ class Supervisor:
         """
         if not self.ended and not self._events:
             ready = self._epoll.poll(max(0.0, min(timeout, self._deadlines.seconds_left())))
-            attended = [self._watched[fd] for fd, _ in ready]
+            attended = [(fd, self._watched[fd]) for fd, _ in ready]
             if len(attended) > 1:
                 # Results before deaths: the last words of a node that died explain its death.
-                attended.sort(key=lambda which: which[0] == "died")
-            for what, node in attended:
-                if not self.ended:
-                    self._attend(what, node)
+                attended.sort(key=lambda each: each[1][0] == "died")
+            for fd, which in attended:
+                # What came before may have fenced all nodes, and then there is nobody left to attend to.
+                if self._watched.get(fd) == which:
+                    self._attend(*which)
             self._deadlines.keep()
         events, self._events = self._events, []
         return events
@@ -415,8 +416,9 @@ class Supervisor:
         elif what == "control":
             self._write(node)
         elif what == "died":
+            incarnation = self._incarnation
             self._read(node, self._nodes[node].results.drain())
-            if not self.ended:
+            if self._incarnation is incarnation:
                 self._on_death(node)
 
     @property
@@ -425,8 +427,9 @@ class Supervisor:
         return self._incarnation.nodes
 
     def _read(self, node: str, notes: list[Note]) -> None:
+        incarnation = self._incarnation
         for kind, *content in notes:
-            if self.ended:
+            if self._incarnation is not incarnation:
                 return
             self._on_note[kind](node, *content)
 
@@ -521,7 +524,15 @@ class Supervisor:
         late = [node for node in self.topology.nodes if node not in self._ready]
         doing = "; ".join(f"{node} is {self._doing(node)}" for node in late[:3])
         count = f"{len(late)} of {len(self.topology.nodes)} nodes not ready"
-        self._end(ClusterError(f"{count}, and none any further within {READY_SECONDS:g} s: {doing}", where=late[0]))
+        self._fail(
+            NodeError(
+                f"{count}, and none any further within {READY_SECONDS:g} s: {doing}",
+                node=late[0],
+                phase=self._phases[self.topology.nodes.index(late[0])],
+                status="killed",
+                where=late[0],
+            )
+        )
 
     def _on_failed(self, node: str, phase: str, what: str, where: str | None, hint: str | None, traceback: str) -> None:
         blamed = Blame(what, where, hint, traceback)
@@ -592,19 +603,24 @@ class Supervisor:
         self.state = "ended"
         self.error = error
         self._deadlines.clear()
-        self._fence()
-        self._snapshots.lose_all(error)
-        self._happened(ClusterStopped(error))
+        try:
+            self._fence()
+        except ClusterError as unkillable:
+            self.error = error or unkillable
+        self._snapshots.lose_all(self.error)
+        self._happened(ClusterStopped(self.error))
 
     def _fence(self) -> None:
         """Kill all nodes, and give up all that leads to them."""
         if self._incarnation is not None:
-            self._incarnation.kill()
-            self.totals()
-            for fd in [fd for fd in self._watched if fd != self._bell]:
-                self._unwatch(fd)
-            self._incarnation.close()
-            self._incarnation = None
+            try:
+                self._incarnation.kill()
+            finally:
+                self.totals()
+                for fd in [fd for fd in self._watched if fd != self._bell]:
+                    self._unwatch(fd)
+                self._incarnation.close()
+                self._incarnation = None
 
     def _doing(self, node: str) -> str:
         assert self._incarnation is not None

@@ -57,7 +57,7 @@ class Drill:
     ) -> None:
         self.path = folder / "store"
         self.store = DirectoryStore(self.path, disk)
-        self.topology, programs = assign(parse_topology(topology), (node, params or {}))
+        self.topology, programs = assign(parse_topology(topology), node, params)
         self.total = sum(self.topology.tokens.values())
         last = self.store.latest(is_recovery_point) if resume else None
         self.supervisor = RecoveringSupervisor(
