@@ -133,7 +133,8 @@ class StoreCommits(Commits):
             self.last = made
             self._outputs.release(released)
         try:
-            self._store.retain(self._keep)
+            # What a death leads back to is not there to be removed, even if newer ones of an older run are.
+            self._store.retain(self._keep, lambda found: self.last is None or found.number != self.last.number)
             self.surplus = None
         except StoreError as error:
             # This snapshot is there all the same, and the next one tries again.

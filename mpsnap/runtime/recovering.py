@@ -24,7 +24,15 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from mpsnap.core.errors import ClusterError, MpsnapError, NodeError, OutputError, SnapshotLost
+from mpsnap.core.errors import (
+    ClusterError,
+    MpsnapError,
+    NodeError,
+    OutputError,
+    SnapshotCorrupt,
+    SnapshotLost,
+    StoreError,
+)
 from mpsnap.core.events import (
     ClusterStarted,
     CommandLost,
@@ -99,7 +107,8 @@ class RecoveringSupervisor(Supervisor):
     def _on_all_ready(self) -> None:
         if self._commits.last is None:
             # Before "go": what `setup` has sent is in it, and nothing has been handled.
-            self._initial = self._snapshots.trigger(self.topology.initiators(()), None)
+            self._initial = self._upcoming()
+            self._snapshots.trigger(self.topology.initiators(()), None)
         elif self.state == "recovering":
             self._go()
             self._happened(Recovered(self._number, self._commits.last.number, time.monotonic() - self._died))
@@ -107,6 +116,10 @@ class RecoveringSupervisor(Supervisor):
                 self.stop(self._stop_within)
         else:
             super()._on_all_ready()
+
+    def _upcoming(self) -> SnapshotId:
+        # Known before it is triggered: one for which the store has no room is abandoned at once.
+        return self._snapshots.upcoming(self.topology.initiators(()))
 
     @property
     def _number(self) -> int:
@@ -147,8 +160,8 @@ class RecoveringSupervisor(Supervisor):
         return not self._sealed
 
     def _fail(self, error: NodeError) -> None:
-        if self._commits.last is None or self.state == "ended" or self._insisted:
-            self._end(error)
+        if self._commits.last is None or self.state == "starting" or self._sealed or self._insisted:
+            self._end(self.error or error)
             return
         self._died = time.monotonic()
         if self.state == "stopping":
@@ -162,31 +175,36 @@ class RecoveringSupervisor(Supervisor):
         self._happened(NodeDied(error.node, error))
         for ticket, node in unanswered.items():
             self._happened(CommandLost(ticket, node))
-        pause = self._restarts.next_pause(self._died)
-        if pause is None:
-            often = f"and that after {self._restarts.most} recoveries within {BUDGET_SECONDS:g} s"
-            self._end(
-                NodeError(
-                    f"{error.what}, {often}",
-                    node=error.node,
-                    phase=error.phase,
-                    status=error.status,
-                    traceback=error.traceback,
-                    where=error.where,
-                    hint=error.hint or "a look at what it did last; snapshots are kept, and a run can be resumed",
-                )
+        often = f"and that after {self._restarts.most} recoveries within {BUDGET_SECONDS:g} s"
+        self._recover_or_end(
+            NodeError(
+                f"{error.what}, {often}",
+                node=error.node,
+                phase=error.phase,
+                status=error.status,
+                traceback=error.traceback,
+                where=error.where,
+                hint=error.hint or "a look at what it did last; snapshots are kept, and a run can be resumed",
             )
-        else:
-            self._deadlines.set("recover", pause, self._recover)
+        )
 
     def _give_up_incarnation(self, error: NodeError) -> None:
         self.state = "recovering"
         self._deadlines.clear()
         self._fence()
+        self._halted.clear()
+        # First this: that the last cut is lost is not the end any more.
+        self._last = None
         self._snapshots.lose_all(SnapshotLost(error.what, where=error.where))
         self._outputs.take_back()
-        self._halted.clear()
-        self._last = None
+
+    def _recover_or_end(self, error: MpsnapError) -> None:
+        """Recover when it is time to, or end because of `error` if there were too many recoveries."""
+        pause = self._restarts.next_pause(time.monotonic())
+        if pause is None:
+            self._end(error)
+        else:
+            self._deadlines.set("recover", pause, self._recover)
 
     def _recover(self) -> None:
         """Begin a new incarnation from the last recovery point."""
@@ -198,8 +216,15 @@ class RecoveringSupervisor(Supervisor):
             manifest = store.manifest(self._commits.last.number)
             place = store.next_incarnation()
             self._spawn(place.incarnation, place, (manifest, store.origin(manifest.number)))
-        except MpsnapError as error:
+        except SnapshotCorrupt as error:
             self._end(error)
+        except StoreError as error:
+            # A disk that is full now may not be so the next time.
+            self._recover_or_end(error)
+        except (MpsnapError, OSError) as error:
+            if not self.ended:
+                why = error if isinstance(error, MpsnapError) else ClusterError(f"no node could be started: {error}")
+                self._end(why)
 
     # ---------------------------------------------------------------- stopping
 
@@ -215,7 +240,8 @@ class RecoveringSupervisor(Supervisor):
     def _on_halted(self, node: str) -> None:
         self._halted.add(node)
         if len(self._halted) == len(self.topology.nodes):
-            self._last = self._snapshots.trigger(self.topology.initiators(()), None, final=True)
+            self._last = self._upcoming()
+            self._snapshots.trigger(self.topology.initiators(()), None, final=True)
 
     def _seal(self) -> None:
         self._last = None
