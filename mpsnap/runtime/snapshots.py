@@ -99,8 +99,9 @@ class Snapshots:
         return snapshot_id
 
     def upcoming(self, initiators: tuple[str, ...]) -> SnapshotId:
-        """Return the id of the next snapshot that is triggered at these nodes."""
-        return SnapshotId.triggered(self._incarnation, initiators[0], self._triggered.get(initiators[0], 0))
+        """Return the id of the snapshot that is triggered next at these nodes."""
+        first = initiators[0]
+        return SnapshotId.triggered(self._incarnation, first, self._triggered.get(first, 0))
 
     def probe_until_terminated(self) -> None:
         """From now on look for a cut that proves termination; only that one is told of."""

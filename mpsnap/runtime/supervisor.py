@@ -291,6 +291,7 @@ class Supervisor:
         for node, endpoints in incarnation.nodes.items():
             self._watch(endpoints.results.fd, "results", node)
             self._watch(endpoints.pidfd, "died", node)
+        self._phases = []
         self._watch_start()
 
     def pump(self, timeout: float) -> list[Event]:
@@ -578,7 +579,7 @@ class Supervisor:
     def _note_unstopped(self, seconds: float) -> None:
         assert self._incarnation is not None
         for node in self._incarnation.alive():
-            if node not in self._stopped:
+            if not self._has_stopped(node):
                 phase = self._incarnation.board.phase(node)
                 self.error = self.error or NodeError(
                     f"{node} did not stop within {seconds:g} s and was killed, {_in_phase(phase)}",
@@ -587,6 +588,10 @@ class Supervisor:
                     status="killed",
                     where=node,
                 )
+
+    def _has_stopped(self, node: str) -> bool:
+        """Whether a node has done what it was asked for when the cluster was to stop."""
+        return node in self._stopped
 
     def _signal_rest(self, number: int) -> None:
         assert self._incarnation is not None
