@@ -486,12 +486,13 @@ class CoreWorld:
         topology: Topology,
         make: Callable[[], Node],
         params: Mapping[str, Mapping[str, Any]] | None = None,
+        codec: Codec = PLAIN,
         recovered: GlobalSnapshot | None = None,
     ) -> None:
         self.topology = topology
         self.incarnation = 0 if recovered is None else recovered.id.incarnation + 1
         self.wire: dict[tuple[str, str], deque[Message | Marker]] = {channel: deque() for channel in topology.channels}
-        self.collector = Collector(topology, dict.fromkeys(topology.nodes, PLAIN))
+        self.collector = Collector(topology, dict.fromkeys(topology.nodes, codec))
         self.nodes = {name: make() for name in topology.nodes}
         self.drivers = {name: self.driver_class(self, name) for name in topology.nodes}
         self.clock = Clock()
@@ -504,7 +505,7 @@ class CoreWorld:
                 unreachable=topology.unreachable_from(name),
                 incarnation=self.incarnation,
                 seed=0,
-                codec=PLAIN,
+                codec=codec,
                 driver=self.drivers[name],
                 clock=self.clock,
                 restored=None if recovered is None else part_of(recovered, name),

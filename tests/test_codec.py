@@ -26,9 +26,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpsnap.core.codec import MAX_DEPTH, Codec, Encoded, Opaque, Pickled, freeze, thaw
+from mpsnap.core.batch import pack_batch
+from mpsnap.core.codec import MAX_DEPTH, Codec, Encoded, Opaque, Pickled, encoded, freeze, thaw
 from mpsnap.core.errors import CodecError
 from mpsnap.core.kinds import KINDS
+from mpsnap.core.rows import ENCODED, is_fixed
 
 # --- A user's module: its classes, good and bad. ---
 
@@ -920,13 +922,23 @@ def test_what_cannot_change_is_sent_as_it_is(value: object) -> None:
     assert thaw(value, STRANGER) is value
 
 
-@pytest.mark.parametrize("value", [[], {}, {"a": [1]}, ([],), (1, (2, {3})), bytearray(b"x"), Decimal(1), Point(1)])
+@pytest.mark.parametrize("value", [{"a": [1]}, ([],), (1, (2, {3})), bytearray(b"x"), Decimal(1), Point({}), Spot(1)])
 def test_everything_else_is_encoded_at_once(value: object) -> None:
     frozen = freeze(value, HERE)
-    assert type(frozen) is Encoded
-    assert frozen.data == HERE.encode(value)
+    assert frozen == [ENCODED, HERE.encode(value)]
+    assert encoded(frozen, HERE) == Encoded(HERE.encode(value))
     assert picture(thaw(frozen, HERE)) == picture(value)
     assert thaw(frozen, HERE) is not thaw(frozen, HERE)
+
+
+@given(plain)
+@settings(max_examples=150, deadline=None)
+def test_a_payload_is_the_same_value_in_whatever_form_it_travels(value: Any) -> None:
+    (there,) = pack_batch([freeze(value, HERE)])
+    assert picture(thaw(there, HERE)) == picture(value)
+    for codec in (HERE, STRANGER):
+        kept = encoded(there, codec)
+        assert picture(kept) == picture(value if is_fixed(value) else Encoded(HERE.encode(value)))
 
 
 def test_a_change_after_sending_stays_with_the_sender() -> None:
@@ -947,7 +959,7 @@ def test_deep_tuples_are_encoded_and_deeper_ones_refused() -> None:
         nested = (nested,)
     assert freeze(nested, STRANGER) is nested
     nested = (nested,)
-    assert type(freeze(nested, STRANGER)) is Encoded
+    assert freeze(nested, STRANGER) == [ENCODED, STRANGER.encode(nested)]
     for _ in range(60):
         nested = (nested,)
     with pytest.raises(CodecError, match=r"^payload\[0\]"):

@@ -247,6 +247,32 @@ def test_a_snapshot_begun_in_a_hook_is_reachable_and_keeps_all() -> None:
     assert (findings.verdict, findings.exhausted) == (None, True)
 
 
+class Purse(Torn):
+    """Send what can change, and change it."""
+
+    def on_command(self, ctx: Context, command: dict[str, Any]) -> None:
+        self.tokens -= command["amount"]
+        for purse in ([command["amount"]], {"amount": 0}):
+            ctx.send(command["send"], purse)
+            purse.clear()
+
+    def on_message(self, ctx: Context, sender: str, payload: Any) -> None:
+        self.tokens += payload.pop("amount") if isinstance(payload, dict) else payload.pop()
+
+
+def amounts_are_conserved(snapshot: GlobalSnapshot) -> bool:
+    moving = [purse[0] for purses in snapshot.channels.values() for purse in purses if isinstance(purse, list)]
+    held = [node.state["tokens"] for node in snapshot.nodes.values()]
+    return bool(sum(held) + sum(moving) == 20)
+
+
+def test_payloads_that_can_change_are_explored_like_others() -> None:
+    """One that is in flight and recorded stands in two places of one state."""
+    world = machine("complete:2", [("N1", "N2", 4), ("N2", "N1", 3)], ["N1", "N2"], Purse)
+    findings = Explorer(world, [amounts_are_conserved]).exhaust()
+    assert (findings.verdict, findings.exhausted) == (None, True)
+
+
 def test_a_record_inside_a_hook_is_found_without_any_invariant(monkeypatch: pytest.MonkeyPatch) -> None:
     """No count shows it; that the recorded state cannot be reached does."""
 

@@ -568,7 +568,7 @@ def test_a_batch_that_cannot_be_unpacked_names_its_channel(in_front: list[object
     """At once, or when its turn comes; until then, nothing is changed by it."""
     node = protocol(inbound="B")
     node.receive_batch("B", 1, in_front)
-    garbage = PackedBatch(2, False, b"garbage")
+    garbage = PackedBatch(2, b"garbage")
 
     def see_and_take() -> None:
         node.receive_batch("B", len(in_front) + 1, garbage)

@@ -315,7 +315,7 @@ def test_a_part_that_is_not_this_nodes_or_of_no_earlier_incarnation_is_refused()
 
 def test_messages_that_cannot_be_unpacked_name_their_channel() -> None:
     local = part({}, inboxes={"B": (0, [])})
-    damaged = local._replace(channels={"B": ChannelState(1, PackedBatch(2, False, b"nothing"))})
+    damaged = local._replace(channels={"B": ChannelState(1, PackedBatch(2, b"nothing"))})
     with pytest.raises(CodecError) as caught:
         Solo(diary(), inbound="B", incarnation=1, restored=damaged)
     assert caught.value.where == "B->A"

@@ -6,8 +6,8 @@ Packing serves speed, between processes of one cluster that trust each other: a 
 unpacked once, by whoever takes the messages. Until then it stays as it is, in the inbox and in the recorded state of
 its channel, so that a hundred thousand messages in flight cost no more than their bytes.
 
-`marshal` is three times as fast as what the codec does, and exact for what cannot change. Like the codec, and unlike
-pickle, it runs no code; unlike the codec's, its bytes are good for one version of Python, and not to be kept.
+`marshal` is three times as fast as what the codec does, and exact for what payloads are made of. Like the codec, and
+unlike pickle, it runs no code; unlike the codec's, its bytes are good for one version of Python, and not to be kept.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import overload
 
 from mpsnap.core.errors import CodecError
-from mpsnap.core.kinds import Encoded, told
+from mpsnap.core.kinds import told
 
 #: Version 2 keeps no table of repeated objects: faster for small tuples, and nothing here needs one.
 _VERSION = 2
@@ -26,16 +26,18 @@ _VERSION = 2
 class PackedBatch(Sequence[object]):
     """Show payloads that are packed; they are unpacked anew at every look.
 
-    `size` says how many they are, `encodes` whether some of them are `Encoded`. Looking raises `CodecError` if the
-    bytes hold something else.
+    `size` says how many they are. Looking raises `CodecError` if the bytes hold something else.
     """
 
-    __slots__ = ("data", "encodes", "size")
+    __slots__ = ("data", "size")
 
-    def __init__(self, size: int, encodes: bool, data: bytes) -> None:
+    def __init__(self, size: int, data: bytes | memoryview) -> None:
         self.size = size
-        self.encodes = encodes
         self.data = data
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # A view of what was read with others cannot be pickled, and a copy need not keep the others.
+        return type(self), (self.size, bytes(self.data))
 
     def __len__(self) -> int:
         return self.size
@@ -60,38 +62,14 @@ class PackedBatch(Sequence[object]):
             CodecError: The bytes are not so many payloads.
         """
         try:
-            content = marshal.loads(self.data)
-            payloads, encoded = content if self.encodes else (content, ())
+            payloads = marshal.loads(self.data)
             if type(payloads) is not list or len(payloads) != self.size:
                 raise TypeError(f"a {type(payloads).__name__} in place of {self.size} payloads")
-            for k in encoded:
-                data = payloads[k]
-                if type(data) is not bytes:
-                    raise TypeError(f"a {type(data).__name__} in place of encoded bytes")
-                payloads[k] = Encoded(data)
-        except (EOFError, ValueError, TypeError, IndexError) as error:
+        except (EOFError, ValueError, TypeError) as error:
             raise CodecError(f"{len(self.data)} bytes are not payloads that were packed: {told(error)}") from error
         return payloads
 
 
-def pack_batch(payloads: list[object], encodes: bool = False) -> PackedBatch:
-    """Pack payloads, each of them fixed; the list is given away.
-
-    Args:
-        payloads: What to pack.
-        encodes: Whether some of them are probably `Encoded`: a wrong guess costs time alone.
-    """
-    if not encodes:
-        try:
-            return PackedBatch(len(payloads), False, marshal.dumps(payloads, _VERSION))
-        except ValueError:
-            # So an encoded payload among hundreds is found without looking at each: it refuses nothing else.
-            pass
-    encoded = []
-    for k, payload in enumerate(payloads):
-        if type(payload) is Encoded:
-            encoded.append(k)
-            payloads[k] = payload.data
-    return PackedBatch(
-        len(payloads), bool(encoded), marshal.dumps((payloads, encoded) if encoded else payloads, _VERSION)
-    )
+def pack_batch(payloads: list[object]) -> PackedBatch:
+    """Pack payloads, each of them fixed."""
+    return PackedBatch(len(payloads), marshal.dumps(payloads, _VERSION))

@@ -39,16 +39,14 @@ from mpsnap.core.kinds import (
     take_opaque,
     told,
 )
+from mpsnap.core.rows import ENCODED, Rows, is_fixed, is_row
 from mpsnap.core.walk import MAX_DEPTH, Classes, explain, survey
 
-__all__ = ["MAX_DEPTH", "Codec", "Encoded", "Opaque", "Pickled", "freeze", "is_frozen", "thaw"]
+__all__ = ["MAX_DEPTH", "Codec", "Encoded", "Opaque", "Pickled", "encoded", "freeze", "is_frozen", "thaw"]
 
 T = TypeVar("T")
 
 _HINT_BYTES = "check that they are complete, and that the program's classes are those they were encoded with"
-
-#: How deep a payload's tuples may be to be sent as they are.
-_MAX_FIXED_DEPTH = 50
 
 # Extension codes of the format.
 _MARK, _WIDE_INT, _ENCODED, _PICKLED = 0, 1, 2, 3
@@ -231,13 +229,18 @@ class Codec:
     """
 
     def __init__(self, types: Iterable[type] = (), modules: Iterable[str] = (), pickle: bool = False) -> None:
-        self._classes = Classes(types, modules)
+        self._know(Classes(types, modules))
         self._pickle = pickle
         # Those not at work: to make one for every message would take as long as its work. Each is taken and put back in
         # one step, so that neither a thread nor the hash of a key meets one at work. One that failed never comes back.
         self._packers: list[Callable[[object], bytes]] = []
         self._holders: list[msgpack.Packer] = []
         self._readers: list[_Reader] = []
+
+    def _know(self, classes: Classes) -> None:
+        self._classes = classes
+        #: How payloads travel that need not be encoded for it.
+        self.rows = Rows(classes, self.decode)
 
     def encode(self, value: object, where: str = "value") -> bytes:
         """Return the bytes of a value.
@@ -317,14 +320,15 @@ class Codec:
 
     def __setstate__(self, state: tuple[Classes, bool]) -> None:
         self.__init__()  # type: ignore[misc]
-        self._classes, self._pickle = state
+        classes, self._pickle = state
+        self._know(classes)
 
     def reader(self) -> Codec:
         """Return a codec that knows the same classes and leaves pickles alone, for whoever only looks."""
         if not self._pickle:
             return self
         other = Codec()
-        other._classes = self._classes
+        other._know(self._classes)
         return other
 
     def _pack_simple(self, value: object) -> bytes:
@@ -362,41 +366,46 @@ class Codec:
 
 
 def freeze(value: object, codec: Codec, where: str = "payload") -> object:
-    """Return what a payload becomes when it is sent: something that cannot change any more.
+    """Return what a payload becomes when it is sent: something that nobody changes any more.
 
-    None, bool, int, float, str, bytes and tuples of these are returned as they are. Anything else is encoded here and
-    now, so that whatever the sender does to it later stays the sender's.
+    None, bool, int, float, str, bytes and tuples of these are returned as they are. Anything else is laid out as a row,
+    which may be its bytes, here and now, so that whatever the sender does to it later stays the sender's.
 
     Raises:
         CodecError: The payload cannot be kept exactly.
     """
     kind = type(value)
-    if kind in NATIVE or (kind is tuple and _is_fixed(value, _MAX_FIXED_DEPTH)):
+    if kind in NATIVE or (kind is tuple and is_fixed(value)):
         return value
-    return Encoded(codec.encode(value, where))
+    row = codec.rows.layers[kind](value)
+    return [ENCODED, codec.encode(value, where)] if row is None else row
 
 
 def is_frozen(value: object) -> bool:
     """Return whether a value is one that `freeze` returns."""
-    kind = type(value)
-    return kind in NATIVE or kind is Encoded or (kind is tuple and _is_fixed(value, _MAX_FIXED_DEPTH))
+    return is_row(value) if type(value) is list else type(value) is Encoded or is_fixed(value)
 
 
 def thaw(value: object, codec: Codec) -> object:
-    """Return the payload that `freeze` fixed; of an encoded one, a new copy at every call.
+    """Return the payload that `freeze` fixed; of a row or an encoded one, a new copy at every call.
 
     Raises:
         CodecError: The bytes are damaged, or need classes that cannot be found here.
     """
+    if type(value) is list:
+        return codec.rows.make(value)
     return codec.decode(value.data) if type(value) is Encoded else value
 
 
-def _is_fixed(items: Any, depth: int) -> bool:
-    for item in items:
-        kind = type(item)
-        if kind not in NATIVE and not (kind is tuple and depth > 1 and _is_fixed(item, depth - 1)):
-            return False
-    return True
+def encoded(value: object, codec: Codec) -> object:
+    """Return the payload that `freeze` fixed, for whoever keeps or compares it: a row as the bytes of its value.
+
+    Raises:
+        CodecError: It needs classes that cannot be found here.
+    """
+    if type(value) is not list:
+        return value
+    return Encoded(value[1] if value[:1] == [ENCODED] else codec.encode(codec.rows.make(value)))
 
 
 def _hidden(value: Any) -> Any:

@@ -15,6 +15,7 @@ which exit status a command ends: that is the command line's business.
       ConsistencyError      a cut is not consistent or not complete
         InvariantError        a consistent cut on which a user's invariant is false
       SnapshotError         a snapshot did not complete and was abandoned
+        SnapshotLost          because of a death that the cluster has survived
       StoreError            a store of snapshots cannot be read or written
         SnapshotCorrupt       a stored snapshot is not what was committed
       ClusterError          the cluster cannot go on
@@ -120,6 +121,10 @@ class StoreError(MpsnapError):
 
 class SnapshotCorrupt(StoreError):
     """Refuse a stored snapshot that is not, or not whole, what was committed; `where` is the file that shows it."""
+
+
+class SnapshotLost(SnapshotError):
+    """Report a snapshot that a node took along when it died; the cluster goes on, and takes others."""
 
 
 class ClusterError(MpsnapError):

@@ -70,6 +70,29 @@ class Replied(NamedTuple):
     value: object
 
 
+class NodeDied(NamedTuple):
+    """A node has failed; all nodes are gone, and the cluster goes on from its last recovery point."""
+
+    node: str
+    error: MpsnapError
+
+
+class Recovered(NamedTuple):
+    """Every node of a new incarnation has taken its state of snapshot `number` back and handles messages again."""
+
+    incarnation: int
+    number: int
+    #: From the death to now.
+    seconds: float
+
+
+class CommandLost(NamedTuple):
+    """A node died before it answered the command with this ticket; whether it was handled does not matter any more."""
+
+    ticket: int
+    node: str
+
+
 class ClusterStopped(NamedTuple):
     """No process of the cluster is left; `error` says why it failed, None after an orderly stop."""
 
@@ -85,5 +108,8 @@ Event = (
     | Emitted
     | Logged
     | Replied
+    | NodeDied
+    | Recovered
+    | CommandLost
     | ClusterStopped
 )

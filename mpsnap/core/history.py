@@ -52,7 +52,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from mpsnap.core.codec import Codec, Encoded
+from mpsnap.core.codec import Codec, Encoded, encoded
 from mpsnap.core.errors import InputError, MpsnapError
 from mpsnap.core.jsonform import to_json
 
@@ -215,6 +215,7 @@ def _entry(line: bytes) -> Entry:
 
 def value_shown(value: object, codec: Codec, most: int) -> object:
     """Return the JSON form of a value that is fixed, or about its size if that is above `most` bytes."""
+    value = encoded(value, codec)
     if type(value) is Encoded:
         return {"$size": len(value.data)} if len(value.data) > most else to_json(codec.decode(value.data))
     if type(value) in (str, bytes) and len(value) > most:  # type: ignore[arg-type] # both have a length

@@ -33,7 +33,7 @@ from mpsnap.core.errors import CodecError
 
 @dataclasses.dataclass(frozen=True, slots=True, init=False)
 class Encoded:
-    """Hold a value as the codec's bytes: what a payload that could still change becomes when it is sent."""
+    """Hold a value as the codec's bytes, where something fixed is kept or compared."""
 
     #: What `Codec.encode` returned; never decoded on the way.
     data: bytes

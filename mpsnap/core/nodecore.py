@@ -27,12 +27,13 @@ from itertools import islice
 from operator import length_hint
 from typing import Any, Protocol, TypeVar
 
-from mpsnap.core.codec import Codec, Encoded, freeze, thaw
+from mpsnap.core.codec import Codec, encoded, freeze, thaw
 from mpsnap.core.errors import CodecError, MpsnapError, ProtocolError, SnapshotError
 from mpsnap.core.kinds import NATIVE
 from mpsnap.core.node import Context, Node
 from mpsnap.core.protocol import Effect, LocalSnapshot, Marker, Outbox, Report, SendMarker, SnapshotId, SnapshotProtocol
 from mpsnap.core.rng import CounterRandom
+from mpsnap.core.rows import ENCODED, is_fixed
 from mpsnap.core.snapshot import Captured, Timer, UnfinishedState
 
 T = TypeVar("T")
@@ -204,6 +205,7 @@ class NodeCore:
         self._incarnation = incarnation
         self._ctx = Context(self, self.protocol.inbound, self.protocol.outbound)
         self._outboxes = self.protocol.outboxes
+        self._layers = codec.rows.layers
         #: The hook that is running, or "waiting" between hooks; and whether one that may send is.
         self._hook = "waiting"
         self._may_send = False
@@ -415,15 +417,15 @@ class NodeCore:
     def _take_in_a_row(self, src: str, now: float, until: float) -> None:
         taking = self.protocol.taking(src)
         self._begin("on_message")
-        node, ctx, decode, clock = self._node, self._ctx, self.codec.decode, self._clock
+        node, ctx, make, clock = self._node, self._ctx, self.codec.rows.make, self._clock
         self._interrupted = False
         left = RUN_MESSAGES
         while left > 0:
             stride = min(self._stride, left)
             left -= stride
             for payload in islice(taking, stride):
-                # Looked up each time: a hook may have made its node behave in another way.
-                node.on_message(ctx, src, decode(payload.data) if type(payload) is Encoded else payload)
+                # `thaw` written out. The hook is looked up each time: one may have made its node behave in another way.
+                node.on_message(ctx, src, make(payload) if type(payload) is list else payload)
                 if self._interrupted:
                     break
             if self._interrupted or not length_hint(taking):
@@ -532,16 +534,24 @@ class NodeCore:
             outbox = self._outboxes[dst]
         except KeyError:
             raise self._no_channel(dst) from None
-        # What cannot change is looked for here, and not by a call for each message. Anything else is frozen before it
-        # is counted: a payload that is refused leaves no trace.
+        # `freeze` written out, so that what cannot change costs no further call. Anything else is fixed before it is
+        # counted: a payload that is refused leaves no trace.
         kind = type(payload)
         if kind is tuple:
-            for item in payload:  # type: ignore[attr-defined]
-                if type(item) not in NATIVE:
-                    payload = self._frozen(dst, payload)
-                    break
-        elif kind not in NATIVE:
-            payload = self._frozen(dst, payload)
+            if len(payload) == 2:  # type: ignore[arg-type]
+                # Without a loop, and without a look into a set for the commonest: half the time.
+                a: object
+                b: object
+                a, b = payload  # type: ignore[misc]
+                if (type(a) is not int and type(a) not in NATIVE) or (type(b) is not int and type(b) not in NATIVE):
+                    payload = payload if is_fixed(payload) else self._encoded(dst, payload)
+            else:
+                for item in payload:  # type: ignore[attr-defined]
+                    if type(item) not in NATIVE:
+                        payload = payload if is_fixed(payload) else self._encoded(dst, payload)
+                        break
+        elif kind is not int and kind not in NATIVE:
+            payload = self._layers[kind](payload) or self._encoded(dst, payload)
         waiting = outbox.payloads
         waiting.append(payload)
         if len(waiting) >= outbox.limit:
@@ -551,9 +561,9 @@ class NodeCore:
         known = ", ".join(self.protocol.outbound) or "nobody"
         return ProtocolError(f"{self.name} has no channel to {dst!r}; it can send to {known}", where=self.name)
 
-    def _frozen(self, dst: str, payload: object) -> object:
+    def _encoded(self, dst: str, payload: object) -> object:
         try:
-            return freeze(payload, self.codec)
+            return [ENCODED, self.codec.encode(payload, "payload")]
         except CodecError as error:
             raise CodecError(error.what, where=f"{self.name}->{dst}: {error.where}", hint=error.hint) from None
 
@@ -595,7 +605,8 @@ class NodeCore:
             raise ValueError(f"a timer of {self.name} names no method: {type(self._node).__name__}.{method}")
         if self._finished:
             return
-        frozen = freeze(args, self.codec, where=f"{self.name}: arguments of timer {method}")
+        # They come into every capture until then.
+        frozen = encoded(freeze(args, self.codec, where=f"{self.name}: arguments of timer {method}"), self.codec)
         self._push_timer(self._clock() + seconds, period, method, frozen)
         self.interrupt()
 

@@ -37,8 +37,8 @@ were sent and received (taken) per channel at the cut; the merge checks that cha
    could show it; so a wish to snapshot from inside a hook waits until the hook returns.
 4. `capture` returns the local state *fixed*: bytes, or something that no later step can change. It is called once per
    snapshot, before any marker leaves.
-5. A payload is fixed when it is sent: what cannot change as it is, anything else encoded on the spot. Recorded messages
-   hold that value, never a reference to something alive.
+5. A payload is fixed when it is sent: what cannot change as it is, anything else copied or encoded on the spot.
+   Recorded messages hold that value, never a reference to something alive.
 6. An illegal step raises `ProtocolError` and changes nothing.
 
 **Finished ids are remembered** (completed and abandoned alike), so a late or second marker never begins a snapshot

@@ -94,6 +94,8 @@ class NodeSnapshot:
         self.passive = local.captured.passive
         self.finished = local.captured.finished
         self.timers = local.captured.timers
+        #: How many records it had put out.
+        self.emitted = local.captured.emitted
 
     @property
     def state(self) -> Any:

@@ -58,6 +58,11 @@ class Board:
         taken = self._words[self._taken + k]
         return {"sent": self._words[self._sent + k], "taken": taken}
 
+    def go_on(self, channel: Channel, sent: int, taken: int) -> None:
+        """Begin with the counts of a restored channel, before any node is there: else its sender would find it full."""
+        k = self._channels[channel]
+        self._words[self._sent + k], self._words[self._taken + k] = sent, taken
+
     def totals(self) -> tuple[int, int]:
         """Return messages sent and taken over all channels."""
         # What was taken first: it is never more than what was sent by then.

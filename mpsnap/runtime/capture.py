@@ -28,15 +28,15 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from typing import IO, Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from mpsnap.core.blame import blame
-from mpsnap.core.errors import SnapshotError
+from mpsnap.core.errors import SnapshotError, StoreError
 from mpsnap.core.nodecore import Encode
 from mpsnap.core.protocol import LocalSnapshot, SnapshotId
 from mpsnap.core.snapshot import UnfinishedState
 from mpsnap.runtime.frames import FrameReader, FrameWriter, Note
-from mpsnap.runtime.staging import STAGING_BYTES, Receipt, fill, open_unnamed
+from mpsnap.runtime.staging import STAGING_BYTES
 
 #: What takes less stays in place: a pause as long as a time slice of the scheduler is none to speak of.
 LEAST_SECONDS = 0.005
@@ -90,10 +90,20 @@ class Costs:
         return seconds >= max(LEAST_SECONDS, LEAST_FACTOR * fork)
 
 
+class File(Protocol):
+    """Say what a child fills: a file without a name, or one of a store."""
+
+    def fill(self, data: memoryview) -> tuple[Any, ...]:
+        """Write `data` and return the receipt, plain data; raises `OSError` or `StoreError`."""
+
+    def drop(self) -> None:
+        """Leave nothing of it, be it filled or not."""
+
+
 class Encoding(UnfinishedState):
     """Stand for a state that a child encodes."""
 
-    def __init__(self, snapshot_id: SnapshotId, pid: int, notes: FrameReader, file: IO[bytes], resident: int) -> None:
+    def __init__(self, snapshot_id: SnapshotId, pid: int, notes: FrameReader, file: File, resident: int) -> None:
         self.snapshot_id = snapshot_id
         self.pid = pid
         self.notes = notes
@@ -101,8 +111,8 @@ class Encoding(UnfinishedState):
         self.file = file
         #: Bytes resident at the fork.
         self.resident = resident
-        #: What is in the file, once the child has told.
-        self.receipt: Receipt | None = None
+        #: What is in the file, plain data, once the child has told.
+        self.receipt: tuple[Any, ...] | None = None
         #: Why nothing came of it.
         self.error: SnapshotError | None = None
         #: The part that is complete but for this.
@@ -115,6 +125,7 @@ class Captures:
     Args:
         node: The node's name.
         fork: Whether there may be a child at all.
+        open_file: Opens a new file for a child to fill.
         watch: Has a function called when a descriptor can be read.
         unwatch: Ends that.
         ended: Is told when a child has made a state, or will not: `receipt` or `error` is set.
@@ -124,6 +135,7 @@ class Captures:
         self,
         node: str,
         fork: bool,
+        open_file: Callable[[], File],
         *,
         watch: Callable[[int, Callable[[], None]], None],
         unwatch: Callable[[int], None],
@@ -131,6 +143,7 @@ class Captures:
     ) -> None:
         self._node = node
         self._may_fork = fork
+        self._open_file = open_file
         self._watch = watch
         self._unwatch = unwatch
         self._ended = ended
@@ -158,7 +171,7 @@ class Captures:
         self._costs.captured(time.thread_time() - began + staging, resident)
         return state
 
-    def release(self, encoding: Encoding) -> tuple[IO[bytes], Receipt]:
+    def release(self, encoding: Encoding) -> tuple[File, tuple[Any, ...]]:
         """Forget a state that is reported; return its file, the caller's from now on, and what is in it."""
         assert encoding.receipt is not None
         del self._open[encoding.snapshot_id]
@@ -169,7 +182,7 @@ class Captures:
         encoding = self._open.pop(snapshot_id, None)
         if encoding is None:
             return False
-        encoding.file.close()
+        encoding.file.drop()
         if encoding is not self._child:
             return False
         self._dismiss(encoding)
@@ -191,8 +204,8 @@ class Captures:
     def _begin(self, snapshot_id: SnapshotId, encode: Encode, resident: int) -> Encoding | None:
         try:
             began = time.thread_time()
-            pid, reading, file = _fork(encode)
-        except OSError:
+            pid, reading, file = _fork(encode, self._open_file)
+        except (OSError, StoreError):
             # No descriptor, memory, process or disk is left: the slow way needs less, and tells what it lacks.
             return None
         self._costs.forked(time.thread_time() - began, resident)
@@ -220,9 +233,9 @@ class Captures:
             what, where, hint = content
             self._fail(encoding, SnapshotError(what, where=where, hint=hint))
             return
-        seconds, size, checksum = content
+        seconds, *receipt = content
         self._costs.captured(seconds, encoding.resident)
-        encoding.receipt = Receipt(size, checksum)
+        encoding.receipt = tuple(receipt)
         self._ended(encoding)
 
     def _fail(self, encoding: Encoding, error: SnapshotError) -> None:
@@ -253,11 +266,12 @@ class Captures:
         return "was killed by " + next((known.name for known in signal.Signals if known == -code), f"signal {-code}")
 
 
-def _fork(encode: Encode) -> tuple[int, int, IO[bytes]]:
+def _fork(encode: Encode, open_file: Callable[[], File]) -> tuple[int, int, File]:
     """Have a child encode; return its pid, the pipe that it tells by, and the file that it fills."""
     node = os.getpid()
     with contextlib.ExitStack() as undo:
-        file = undo.enter_context(open_unnamed())
+        file = open_file()
+        undo.callback(file.drop)
         reading, writing = os.pipe()
         undo.callback(os.close, reading)
         try:
@@ -284,7 +298,7 @@ def _kill(pid: int) -> None:
 # ------------------------------------------------------------------------ the child
 
 
-def _encode_and_exit(node: int, encode: Encode, file: IO[bytes], writing: int) -> NoReturn:
+def _encode_and_exit(node: int, encode: Encode, file: File, writing: int) -> NoReturn:
     """Be the child: encode, tell, and end without a trace, whatever is raised."""
     status = 1
     try:
@@ -313,11 +327,11 @@ def _offer_to_the_kernel() -> None:
         file.write("1000")
 
 
-def _encoded(encode: Encode, file: IO[bytes]) -> Note:
+def _encoded(encode: Encode, file: File) -> Note:
     def keep(view: memoryview) -> Note:
         try:
-            receipt = fill(file, view)
-        except OSError as error:
+            receipt = file.fill(view)
+        except (OSError, StoreError) as error:
             raise SnapshotError(f"staging its state failed: {error}") from error
         return "done", time.thread_time() - began, *receipt
 

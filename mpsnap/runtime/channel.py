@@ -42,7 +42,7 @@ _LARGE_BYTES, _WIDE_BYTES = 16 * 1024, 1 << 20
 
 #: Bytes that follow, kind, number of the first message or count of the marker, how many messages.
 _HEADER = struct.Struct("!QBQI")
-_BATCH, _BATCH_WITH_ENCODED, _MARKER = range(3)
+_BATCH, _MARKER = range(2)
 
 #: The number of the first message, and the payloads.
 Batch = tuple[int, Sequence[object]]
@@ -132,18 +132,14 @@ class QueueSender(Sender):
         close_reader(queue)
         #: Frames not yet written, the first possibly in part.
         self._backlog: deque[memoryview] = deque()
-        #: Whether the last batch held encoded payloads: then the next one probably does too.
-        self._encodes = False
         #: Whether it was tried to widen the pipe.
         self._widened = False
 
     def send(self, first: int, payloads: list[object]) -> bool:
-        batch = pack_batch(payloads, self._encodes)
-        self._encodes = batch.encodes
+        batch = pack_batch(payloads)
         length = len(batch.data)
         self.message_bytes = max(1, length // batch.size)
-        kind = _BATCH_WITH_ENCODED if batch.encodes else _BATCH
-        return self._write(_HEADER.pack(length, kind, first, batch.size), batch.data)
+        return self._write(_HEADER.pack(length, _BATCH, first, batch.size), batch.data)
 
     def send_marker(self, marker: Marker) -> bool:
         body = _id_bytes(marker.snapshot_id)
@@ -165,7 +161,7 @@ class QueueSender(Sender):
     def close(self) -> None:
         close_writer(self._queue)
 
-    def _write(self, header: bytes, body: bytes) -> bool:
+    def _write(self, header: bytes, body: bytes | memoryview) -> bool:
         # Behind what stands in the backlog nothing is tried: its pipe is full.
         written = 0 if self._backlog else self._try(header, body)
         if written == len(header) + len(body):
@@ -248,7 +244,7 @@ class QueueReceiver(Receiver):
             if kind == _MARKER:
                 items.append(Marker(_snapshot_id(data[body:at]), number))
             else:
-                items.append((number, PackedBatch(count, kind == _BATCH_WITH_ENCODED, data[body:at])))
+                items.append((number, PackedBatch(count, data[body:at])))
             end, needed = at + _HEADER.size, _HEADER.size
         if at < size:
             self._rest, self._length, self._needed = [data[at:]], size - at, needed

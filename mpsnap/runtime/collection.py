@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from mpsnap.core.codec import Codec
-from mpsnap.core.errors import MpsnapError, ProtocolError, SnapshotError
+from mpsnap.core.errors import MpsnapError, ProtocolError, SnapshotError, SnapshotLost
 from mpsnap.core.protocol import LocalSnapshot, SnapshotId
 from mpsnap.core.snapshot import Captured, GlobalSnapshot, StoredState
 from mpsnap.core.topology import Topology
@@ -27,12 +27,20 @@ class Collection:
         initiators: The nodes asked to record spontaneously.
         began: When, on the supervisor's clock.
         timeout: Seconds after which it is given up.
+        recovery_point: Whether the cluster may go on from it, if it is kept.
     """
 
     def __init__(
-        self, number: int | None, snapshot_id: SnapshotId, initiators: tuple[str, ...], began: float, timeout: float
+        self,
+        number: int | None,
+        snapshot_id: SnapshotId,
+        initiators: tuple[str, ...],
+        began: float,
+        timeout: float,
+        recovery_point: bool,
     ) -> None:
         self.number = number
+        self.recovery_point = recovery_point
         self.id = snapshot_id
         self.initiators = initiators
         self.began = began
@@ -103,7 +111,8 @@ class Collection:
     def lost(self, error: MpsnapError | None) -> SnapshotError:
         """Return the error for a snapshot that the end of the cluster took with it."""
         reason = "the cluster stopped" if error is None else error.what
-        return SnapshotError(f"snapshot {self} was abandoned: {reason}", where=error.where if error else None)
+        kind = SnapshotLost if isinstance(error, SnapshotLost) else SnapshotError
+        return kind(f"snapshot {self} was abandoned: {reason}", where=error.where if error else None)
 
     def __str__(self) -> str:
         return str(self.id) if self.number is None else f"{self.number} ({self.id})"

@@ -20,6 +20,10 @@ class Deadlines:
         """Forget one; nothing happens if there is none."""
         self._todo.pop(name, None)
 
+    def holds(self, name: Hashable) -> bool:
+        """Return whether there is something of this name to do."""
+        return name in self._todo
+
     def clear(self) -> None:
         """Forget all."""
         self._todo.clear()

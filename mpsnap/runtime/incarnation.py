@@ -43,6 +43,8 @@ from mpsnap.runtime.channel import close_reader, close_writer, reader_fd, writer
 from mpsnap.runtime.frames import FrameReader, FrameWriter
 from mpsnap.runtime.journal import JournalSpec
 from mpsnap.runtime.process import NodeSpec, node_main
+from mpsnap.store.contract import Origin, Place
+from mpsnap.store.manifest import Manifest
 
 #: How long the fence waits for a killed process; the kernel needs milliseconds, a process in disk sleep more.
 FENCE_SECONDS = 5.0
@@ -74,6 +76,8 @@ class Incarnation:
         window: Messages of one channel that may be sent and not taken before its sender pauses.
         journals: Where each node keeps its journal; empty for none.
         fork_captures: Whether nodes with large states fork at the cut.
+        place: Where nodes have their parts of snapshots staged, None without a store.
+        restored: The manifest of the snapshot to go on from, and what nodes are restored from; None for a fresh start.
     """
 
     def __init__(
@@ -87,6 +91,8 @@ class Incarnation:
         window: int,
         journals: Mapping[str, JournalSpec],
         fork_captures: bool,
+        place: Place | None,
+        restored: tuple[Manifest, Origin] | None,
     ) -> None:
         self.number = number
         self.topology = topology
@@ -100,6 +106,13 @@ class Incarnation:
         self._life: dict[str, tuple[Connection, Connection]] = {}
         self._journals = journals
         self._fork_captures = fork_captures
+        self._place = place
+        self._origin: Origin | None = None
+        if restored is not None:
+            manifest, self._origin = restored
+            for channel in topology.channels:
+                sent = manifest.nodes[channel.src].sent[channel.dst]
+                self.board.go_on(channel, sent, manifest.nodes[channel.dst].received[channel.src])
         #: What a forked node inherits, and closes if it is not its own.
         self._descriptors: frozenset[int] = frozenset()
         self._closed = False
@@ -110,8 +123,8 @@ class Incarnation:
             if context.get_start_method() == "forkserver":
                 _start_forkserver()
             with _signals_held():
-                for node in topology.nodes:
-                    self._spawn(node, programs, seed, window)
+                for index, node in enumerate(topology.nodes):
+                    self._spawn(index, node, programs, seed, window)
         except BaseException:
             self.kill()
             self.close()
@@ -146,7 +159,7 @@ class Incarnation:
         pipes = (self._control[node][0], self._life[node][0])
         return {*map(reader_fd, queues), *map(writer_fd, queues), *(pipe.fileno() for pipe in pipes)}
 
-    def _spawn(self, node: str, programs: Mapping[str, Program], seed: int, window: int) -> None:
+    def _spawn(self, index: int, node: str, programs: Mapping[str, Program], seed: int, window: int) -> None:
         spec = NodeSpec(
             name=node,
             program=programs[node],
@@ -163,6 +176,9 @@ class Incarnation:
             window=window,
             journal=self._journals.get(node),
             fork_captures=self._fork_captures,
+            index=index,
+            place=self._place,
+            origin=self._origin,
         )
         forked = self._context.get_start_method() == "fork"
         release = partial(self._release, self._descriptors - self._descriptors_of(node)) if forked else None

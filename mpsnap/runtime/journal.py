@@ -6,7 +6,7 @@ This module owns these files. What an event is, and the log that is made of them
 A node must lose next to no time: a message costs two appends to lists, its number and its time follow from the order.
 Every few thousand events, or after `FLUSH_SECONDS`, a block goes to the file:
 
-    length, checksum (two u32)   marshal of (index of the first event, counts, codes, times, payloads, encoded, notes)
+    length, checksum (two u32)   marshal of (index of the first event, counts, codes, times, payloads, notes)
 
 A code is an event: 0 takes the next of `times`, 1 the next of `notes`, the others are a message sent or received on a
 channel. `counts` says how many went over each channel before the block. So a file is read to its last whole block,
@@ -84,8 +84,6 @@ class FileJournal(Journal):
         self._codes: list[int] = [_TIME]
         self._times: list[float] = [time.monotonic()]
         self._payloads: list[object] = []
-        #: Places of the payloads that are encoded.
-        self._encoded: list[int] = []
         self._notes: list[tuple[float, str, dict[str, Any]]] = []
         #: How long `codes` was when a time was last put there.
         self._marked = 1
@@ -100,15 +98,11 @@ class FileJournal(Journal):
     def sending(self, send: Callable[[str, int, object], None]) -> Callable[[str, int, object], None]:
         # Once a message: names instead of attributes, and one call instead of two.
         note, keep = self._codes.append, self._payloads.append
-        code_of, payloads, encoded, block = self._sent, self._payloads, self._encoded, self._block
+        code_of, block = self._sent, self._block
 
         def noted(dst: str, number: int, payload: object) -> None:
             note(code_of[dst])
-            if type(payload) is Encoded:
-                encoded.append(len(payloads))
-                keep(payload.data)
-            else:
-                keep(payload)
+            keep(payload)
             if not number % block:
                 self.flush()
             send(dst, number, payload)
@@ -164,7 +158,7 @@ class FileJournal(Journal):
 
     def _body(self) -> bytes:
         codes = array("I", self._codes).tobytes()
-        content = self._index, self._counts, codes, self._times, self._payloads, self._encoded, self._notes
+        content = self._index, self._counts, codes, self._times, self._payloads, self._notes
         body = marshal.dumps(content)
         if len(body) > EVENT_BYTES * len(self._codes):
             self._shorten_payloads()
@@ -197,7 +191,7 @@ class FileJournal(Journal):
                 self._counts[code - _FIRST_CHANNEL] += count
         last = self._times[-1]
         # Emptied and not replaced: `sending` holds on to them.
-        for kept in (self._codes, self._times, self._payloads, self._encoded, self._notes):
+        for kept in (self._codes, self._times, self._payloads, self._notes):
             kept.clear()
         self._codes.append(_TIME)
         self._times.append(last)
@@ -207,7 +201,7 @@ class FileJournal(Journal):
     def _shorten_payloads(self) -> None:
         most = VALUES["payload"]
         for k, payload in enumerate(self._payloads):
-            if isinstance(payload, str | bytes | tuple) and len(data := marshal.dumps(payload)) > most:
+            if isinstance(payload, str | bytes | tuple | list) and len(data := marshal.dumps(payload)) > most:
                 self._payloads[k] = {"$size": len(data)}
 
 
@@ -259,11 +253,8 @@ def _dropped(block: Any, node: str, head: Head) -> Iterator[Entry]:
 
 
 def _entries(block: Any, node: str, head: Head, codec: Codec, started: float) -> Iterator[Entry]:
-    index, counts, codes, times, payloads, encoded, notes = block
+    index, counts, codes, times, payloads, notes = block
     outbound, inbound = _neighbours(node, head)
-    for k in encoded:
-        if type(payloads[k]) is bytes:
-            payloads[k] = Encoded(payloads[k])
     order = array("I")
     order.frombytes(codes)
     marks, values, told = iter(times), iter(payloads), iter(notes)

@@ -17,6 +17,7 @@ Rules a maintainer keeps:
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import select
 import signal
@@ -30,10 +31,9 @@ from multiprocessing.queues import Queue
 from typing import Any, NoReturn
 
 from mpsnap.core.blame import blame
-from mpsnap.core.errors import ClusterError, CodecError, MpsnapError, SnapshotError, one_line
+from mpsnap.core.errors import ClusterError, CodecError, MpsnapError, SnapshotError, StoreError, one_line
 from mpsnap.core.journal import JournaledCore
 from mpsnap.core.nodecore import Driver, Encode, NodeCore
-from mpsnap.core.part import pack
 from mpsnap.core.program import Program, codec_of, load_node_class
 from mpsnap.core.protocol import LocalSnapshot, Marker, Outbox, SnapshotId
 from mpsnap.core.snapshot import Captured, UnfinishedState
@@ -45,7 +45,8 @@ from mpsnap.runtime.channel import QueueReceiver, QueueSender, close_reader, wri
 from mpsnap.runtime.frames import FrameReader, FrameWriter
 from mpsnap.runtime.journal import FileJournal, JournalSpec
 from mpsnap.runtime.outbound import Outbound
-from mpsnap.runtime.staging import STAGING_BYTES, Staging
+from mpsnap.runtime.parts import Parts
+from mpsnap.store.contract import Origin, Place
 
 #: How long hooks run before items are looked at again; a marker waits this long and one hook at most (`NodeCore.run`).
 TURN_SECONDS = 0.001
@@ -87,6 +88,10 @@ class NodeSpec:
     window: int
     journal: JournalSpec | None
     fork_captures: bool
+    #: This node's place in the topology; where a store has its parts staged, and what it is restored from.
+    index: int
+    place: Place | None
+    origin: Origin | None
 
 
 def node_main(spec: NodeSpec, release: Callable[[], None] | None) -> NoReturn:
@@ -101,6 +106,8 @@ def node_main(spec: NodeSpec, release: Callable[[], None] | None) -> NoReturn:
     spec.life.close()
     if release is not None:
         release()
+    # Where a hook hangs, the supervisor asks for the stack before it kills; this works in a loop in C too.
+    faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
     # A print in a hook must not get between the lines of the document on stdout.
     os.dup2(2, 1)
     # Nor may it wait in a buffer: a node that dies takes that along, and it may be what explains the death.
@@ -120,14 +127,16 @@ class NodeProcess(Driver):
         self._senders = {dst: QueueSender(queue) for dst, queue in spec.outbound.items()}
         self._taken_slots = {src: spec.board.taken_slot(Channel(src, spec.name)) for src in self._receivers}
         self._outbound: Outbound
-        self._staging = Staging()
+        self._parts = Parts(spec.place, spec.index)
         self._control = FrameReader(spec.control.fileno())
         self._on_note: dict[object, Callable[..., None]] = {
             "go": self._on_go,
             "trigger": self._on_trigger,
             "abandon": self._on_abandon,
             "command": self._on_command,
-            "release": self._staging.release,
+            "release": self._parts.staging.release,
+            "pass": self._on_pass,
+            "halt": self._on_halt,
             "stop": self._on_stop,
         }
         close_reader(spec.results)
@@ -143,12 +152,19 @@ class NodeProcess(Driver):
         #: Whether every node is ready, so that hooks may run.
         self._running = False
         self._stopping = False
+        #: Whether `on_stop` has run, and only items are seen to.
+        self._halted = False
         self._epoll = select.epoll()
         self._on_readable: dict[int, Callable[[], None]] = {}
         #: Descriptors whose writability is waited for.
         self._awaited: set[int] = set()
         self._captures = Captures(
-            spec.name, spec.fork_captures, watch=self._register, unwatch=self._unregister, ended=self._on_encoded
+            spec.name,
+            spec.fork_captures,
+            self._parts.open_file,
+            watch=self._register,
+            unwatch=self._unregister,
+            ended=self._on_encoded,
         )
 
     # -------------------------------------------------------------------- life
@@ -186,6 +202,7 @@ class NodeProcess(Driver):
             codec=codec_of(node_class, cluster),
             driver=self,
             clock=time.monotonic,
+            restored=None if spec.origin is None else spec.origin.part(spec.name),
         )
         self._outbound = self._make_outbound()
         self._core.start(dict(spec.program.params))
@@ -217,7 +234,8 @@ class NodeProcess(Driver):
     def _leave(self) -> None:
         # Whatever is still being encoded, its snapshot was lost when the stop was asked for.
         self._captures.close()
-        self._core.stop()
+        if not self._halted:
+            self._core.stop()
         self._outbound.flush(all_of_it=True)
         self._publish_counts()
         if self._journal is not None:
@@ -406,7 +424,18 @@ class NodeProcess(Driver):
         awaited = self._core.abandon(SnapshotId.parse(snapshot_id))
         if self._captures.abandon(SnapshotId.parse(snapshot_id)) and awaited is None:
             awaited = ()
+        self._parts.forget(SnapshotId.parse(snapshot_id))
         self._tell("abandoned", snapshot_id, awaited)
+
+    def _on_pass(self, snapshot_id: str) -> None:
+        self._parts.let_pass(SnapshotId.parse(snapshot_id))
+
+    def _on_halt(self) -> None:
+        # From now on nothing of the user's runs here, so that the last snapshot holds what `on_stop` has left.
+        self._running = False
+        self._halted = True
+        self._core.stop()
+        self._tell("halted")
 
     def _on_command(self, ticket: int, command: bytes) -> None:
         self._core.command(ticket, command)
@@ -445,22 +474,17 @@ class NodeProcess(Driver):
     def report(self, local: LocalSnapshot) -> None:
         captured = local.captured
         assert isinstance(captured, Captured)
-        state, staged = captured.state, None
+        state = captured.state
         if isinstance(state, Encoding) and state.receipt is None:
             state.local = local  # `_on_encoded` comes back with it.
             return
         try:
-            if isinstance(state, Encoding):
-                staged = self._staging.hold(*self._captures.release(state))
-            elif isinstance(state, bytes) and len(state) > STAGING_BYTES:
-                staged = self._staging.put(state)
-            rest = pack(local, apart=staged is not None)
-            self._tell("report", str(local.snapshot_id), self._staging.put_if_large(rest), staged)
-        except OSError as error:
-            if staged is not None:
-                self._staging.release(staged[0])
-            why = SnapshotError(f"staging its state failed: {error}", where=self._spec.name)
+            handed_over = self._parts.hand_over(local, self._captures)
+        except (OSError, StoreError) as error:
+            why = SnapshotError(f"staging its part failed: {error}", where=self._spec.name)
             self._core.refuse(local.snapshot_id, why)
+        else:
+            self._tell("report", str(local.snapshot_id), *handed_over)
 
     def refused(self, snapshot_id: SnapshotId, error: MpsnapError) -> None:
         blamed = blame(error)

@@ -16,14 +16,16 @@ import time
 from collections.abc import Callable, Mapping
 
 from mpsnap.core.codec import Codec
-from mpsnap.core.errors import ConsistencyError, MpsnapError, SnapshotError
+from mpsnap.core.errors import ConsistencyError, MpsnapError, SnapshotError, StoreError
 from mpsnap.core.events import Event, Initiated, SnapshotAbandoned, SnapshotCompleted, SnapshotInitiated
 from mpsnap.core.part import unpack
 from mpsnap.core.protocol import FinishedIds, SnapshotId
 from mpsnap.core.snapshot import GlobalSnapshot, StoredState
 from mpsnap.core.topology import Topology
 from mpsnap.runtime.collection import Collection
+from mpsnap.runtime.commits import Commits
 from mpsnap.runtime.deadlines import Deadlines
+from mpsnap.store.manifest import Receipt
 
 #: How long a snapshot that is given up waits for the nodes to say what they await.
 GIVE_UP_SECONDS = 0.25
@@ -40,6 +42,7 @@ class Snapshots:
         codecs: How to read each node's values; they leave pickles alone.
         incarnation: Part of every snapshot id.
         timeout: Seconds a snapshot may take unless its trigger says otherwise.
+        commits: Numbers snapshots, and keeps them.
         deadlines: Where what is due later is noted.
         tell: Gives a node a note.
         happened: Is told each event.
@@ -52,6 +55,7 @@ class Snapshots:
         codecs: Mapping[str, Codec],
         incarnation: int,
         timeout: float,
+        commits: Commits,
         *,
         deadlines: Deadlines,
         tell: Callable[..., None],
@@ -62,6 +66,7 @@ class Snapshots:
         self._codecs = codecs
         self._incarnation = incarnation
         self._timeout = timeout
+        self._commits = commits
         self._deadlines = deadlines
         self._tell = tell
         self._happened = happened
@@ -71,8 +76,9 @@ class Snapshots:
         self._finished = FinishedIds()
         #: How many snapshots were triggered at each node.
         self._triggered: dict[str, int] = {}
-        self._numbers = 0
         self._probing = False
+        #: The snapshot that holds how the run has ended, once it has begun.
+        self._final: SnapshotId | None = None
         #: Commands that are not answered, and how many there ever were: no cut sees them on their way to a node.
         self._commands = 0
         self._disturbances = 0
@@ -86,9 +92,11 @@ class Snapshots:
 
     # ------------------------------------------------------------------ beginning
 
-    def trigger(self, initiators: tuple[str, ...], timeout: float | None) -> SnapshotId:
-        """Begin one at all of these nodes, which must reach every node."""
-        return self._trigger(initiators, timeout, numbered=True)
+    def trigger(self, initiators: tuple[str, ...], timeout: float | None, *, final: bool = False) -> SnapshotId:
+        """Begin one at all of these nodes, which must reach every node; a `final` one holds how the run has ended."""
+        snapshot_id = self._trigger(initiators, timeout, numbered=True)
+        self._final = snapshot_id if final else self._final
+        return snapshot_id
 
     def probe_until_terminated(self) -> None:
         """From now on look for a cut that proves termination; only that one is told of."""
@@ -116,21 +124,34 @@ class Snapshots:
         count = self._triggered.get(first, 0)
         self._triggered[first] = count + 1
         snapshot_id = SnapshotId.triggered(self._incarnation, first, count)
-        self._learn(snapshot_id, initiators, timeout, numbered=numbered)
+        if self._learn(snapshot_id, initiators, timeout, numbered=numbered) is None:
+            return snapshot_id
+        if not numbered and self._commits.keeps:
+            # To each, and before the first marker leaves: whoever does not hear of it in time stages for nothing.
+            for node in self._topology.nodes:
+                self._tell(node, "pass", str(snapshot_id))
         for node in initiators:
             self._tell(node, "trigger", str(snapshot_id))
         return snapshot_id
 
     def _learn(
         self, snapshot_id: SnapshotId, initiators: tuple[str, ...], timeout: float | None, *, numbered: bool
-    ) -> Collection:
+    ) -> Collection | None:
+        """Open a snapshot; None if there is no room for it, which is told like every other reason to abandon one."""
         number = None
+        triggered = snapshot_id.n % 2 == 1
         if numbered:
-            number = self._numbers
-            self._numbers += 1
+            try:
+                number = self._commits.begin()
+            except StoreError as error:
+                self._finished.add(snapshot_id)
+                self._abandon_everywhere(snapshot_id)
+                self._happened(SnapshotAbandoned(None, snapshot_id, error))
+                return None
             self._happened(SnapshotInitiated(number, snapshot_id, initiators))
         seconds = self._timeout if timeout is None else timeout
-        collection = Collection(number, snapshot_id, initiators, time.monotonic(), seconds)
+        point = numbered and triggered and not any(collection.recovery_point for collection in self._open.values())
+        collection = Collection(number, snapshot_id, initiators, time.monotonic(), seconds, point)
         collection.disturbances = self._disturbances
         self._open[snapshot_id] = collection
         self._deadlines.set(snapshot_id, seconds, lambda: self._give_up(collection))
@@ -143,15 +164,33 @@ class Snapshots:
         self._find(snapshot_id)
         self._happened(Initiated(node, SnapshotId.parse(snapshot_id)))
 
-    def report(self, node: str, snapshot_id: str, data: bytes, state: bytes | StoredState | None) -> None:
-        """A node's part is complete; `state` is what came apart from `data`, if anything did."""
+    def report(
+        self,
+        node: str,
+        snapshot_id: str,
+        data: bytes,
+        state: bytes | StoredState | None,
+        staged: tuple[Receipt | None, Receipt | None],
+    ) -> None:
+        """A node's part is complete; `state` is what came apart from `data`, if anything did.
+
+        `staged` are the receipts of the state, in place of `state`, and of what is to be kept of the part.
+        """
         collection = self._find(snapshot_id)
+        if staged != (None, None):
+            try:
+                state = self._commits.stage(SnapshotId.parse(snapshot_id), node, *staged) or state
+            except StoreError as error:
+                self.refused(node, snapshot_id, error.what, error.where, error.hint)
+                return
         if collection is not None:
             collection.add(unpack(data, state))
             if len(collection.parts) == len(self._topology.nodes) and not collection.missing(self._topology):
                 self._complete(collection)
-        elif isinstance(state, StoredState):
+            return
+        if isinstance(state, StoredState):
             state.close()
+        self._commits.abandon(SnapshotId.parse(snapshot_id), None)
 
     def refused(
         self, node: str, snapshot_id: str, what: str, where: str | None = None, hint: str | None = None
@@ -184,9 +223,12 @@ class Snapshots:
 
     def abandon(self, collection: Collection, error: MpsnapError) -> None:
         """Give an open snapshot up at once, everywhere."""
-        for node in self._topology.nodes:
-            self._tell(node, "abandon", str(collection.id))
+        self._abandon_everywhere(collection.id)
         self._close(collection, error)
+
+    def _abandon_everywhere(self, snapshot_id: SnapshotId) -> None:
+        for node in self._topology.nodes:
+            self._tell(node, "abandon", str(snapshot_id))
 
     def lose_all(self, error: MpsnapError | None) -> None:
         """Close every open snapshot, since the cluster ends, because of `error` or in good order."""
@@ -196,30 +238,48 @@ class Snapshots:
 
     def _complete(self, collection: Collection) -> None:
         probe = collection.number is None
-        number = self._numbers if collection.number is None else collection.number
+        number = self._commits.upcoming if collection.number is None else collection.number
         try:
             snapshot = collection.merge(number, self._topology, self._codecs, time.monotonic())
-        except ConsistencyError as error:
+            if not probe:
+                final = collection.id == self._final
+                self._commits.commit(snapshot, recovery_point=collection.recovery_point, final=final)
+        except (ConsistencyError, StoreError) as error:
             self._close(collection, error)
             return
         self._close(collection, None)
         undisturbed = self._commands == 0 and collection.disturbances == self._disturbances
         terminated = snapshot.terminated and undisturbed
         if probe and not terminated:
-            low, high = PROBE_SECONDS
-            pause = max(low, min(high, PROBE_FACTOR * (time.monotonic() - collection.began)))
-            self._deadlines.set("probe", pause, self._probe)
-            return
-        if probe:
-            self._numbers += 1
+            self._probe_later(collection)
+        elif probe and self._commits.keeps:
+            # It was looked at and not kept: another one is, and what it says holds for good.
+            self._trigger(self._topology.initiators(()), None, numbered=True)
+        else:
+            if probe:
+                self._commits.begin()
+            self._tell_of(snapshot, collection, terminated)
+
+    def _tell_of(self, snapshot: GlobalSnapshot, collection: Collection, terminated: bool) -> None:
         if terminated and self._probing and self.terminated is None:
             self.terminated = snapshot
             self._deadlines.cancel("probe")
+        elif self._commits.keeps and self._probing and not self._is_probing():
+            # The one that was to keep what a probe had found did not find it: a command came between.
+            self._probe_later(collection)
         self._happened(SnapshotCompleted(snapshot))
 
+    def _is_probing(self) -> bool:
+        under_way = any(collection.number is None for collection in self._open.values())
+        return under_way or self.terminated is not None or self._deadlines.holds("probe")
+
+    def _probe_later(self, collection: Collection) -> None:
+        low, high = PROBE_SECONDS
+        pause = max(low, min(high, PROBE_FACTOR * (time.monotonic() - collection.began)))
+        self._deadlines.set("probe", pause, self._probe)
+
     def _give_up(self, collection: Collection) -> None:
-        for node in self._topology.nodes:
-            self._tell(node, "abandon", str(collection.id))
+        self._abandon_everywhere(collection.id)
         self._deadlines.set(collection.id, GIVE_UP_SECONDS, lambda: self._expire(collection))
 
     def _expire(self, collection: Collection) -> None:
@@ -230,6 +290,8 @@ class Snapshots:
         del self._open[collection.id]
         self._finished.add(collection.id)
         self._deadlines.cancel(collection.id)
+        if error is not None or collection.number is None:
+            self._commits.abandon(collection.id, collection.number)
         if error is not None:
             collection.drop()
             self._happened(SnapshotAbandoned(collection.number, collection.id, error))

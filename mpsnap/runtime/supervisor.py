@@ -23,6 +23,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from mpsnap.core.blame import Blame, node_error
@@ -30,7 +31,6 @@ from mpsnap.core.errors import ClusterDeadlock, ClusterError, CodecError, InputE
 from mpsnap.core.events import (
     ClusterStarted,
     ClusterStopped,
-    Emitted,
     Event,
     Logged,
     Replied,
@@ -40,13 +40,18 @@ from mpsnap.core.protocol import SnapshotId
 from mpsnap.core.snapshot import GlobalSnapshot
 from mpsnap.core.topology import Topology
 from mpsnap.runtime import lifeline, preflight
+from mpsnap.runtime.commits import Commits
 from mpsnap.runtime.deadlines import Deadlines
 from mpsnap.runtime.deadlock import Waits
 from mpsnap.runtime.frames import Note
+from mpsnap.runtime.hangs import Hangs
 from mpsnap.runtime.incarnation import Incarnation
 from mpsnap.runtime.journal import JournalSpec
+from mpsnap.runtime.outputs import Outputs
 from mpsnap.runtime.snapshots import Snapshots
 from mpsnap.runtime.staging import StagedFile, Ticket, receive
+from mpsnap.store.contract import Origin, Place
+from mpsnap.store.manifest import Manifest, Receipt
 
 #: How long all nodes may stand still on their way to being ready, in the import of their code or in `setup`. It is no
 #: limit of the whole way: hundreds of processes on a busy machine take minutes.
@@ -56,6 +61,8 @@ SNAPSHOT_SECONDS = 30.0
 #: How long a node that was asked to stop may go on before SIGTERM, and after it before SIGKILL.
 STOP_SECONDS = 5.0
 TERMINATE_SECONDS = 0.3
+#: How long a node that hangs has to write its stack down.
+STACK_SECONDS = 0.1
 #: Messages of one channel that may be sent and not taken before the sender pauses.
 WINDOW = 4096
 
@@ -72,8 +79,8 @@ class Supervisor:
         snapshot_timeout: Seconds a snapshot may take unless its trigger says otherwise.
         until_terminated: Probe for a cut that proves termination, see `terminated`.
         allow_threads: Permit fork although other threads run.
-        incarnation: Part of every snapshot id.
         fork_captures: Let a node with a large state fork at the cut, so that it can go on while a child encodes it.
+        handler_deadline: Seconds after which a hook that has not returned counts as a death; None for never.
     """
 
     def __init__(
@@ -87,9 +94,9 @@ class Supervisor:
         snapshot_timeout: float = SNAPSHOT_SECONDS,
         until_terminated: bool = False,
         allow_threads: bool = False,
-        incarnation: int = 0,
         journals: Mapping[str, JournalSpec] | None = None,
         fork_captures: bool = True,
+        handler_deadline: float | None = None,
     ) -> None:
         self.topology = topology
         self.seed = seed
@@ -109,7 +116,9 @@ class Supervisor:
         self._journals = journals or {}
         self._fork_captures = fork_captures
         self._until_terminated = until_terminated
-        self._incarnation_number = incarnation
+        self._snapshot_timeout = snapshot_timeout
+        self._handler_deadline = handler_deadline
+        self._hangs: Hangs
         self._incarnation: Incarnation | None = None
         self._classes = {
             reference: Program(reference, {}).load() for reference in {p.reference for p in programs.values()}
@@ -124,22 +133,34 @@ class Supervisor:
         self._bell = -1
         self._bell_lock = threading.RLock()
         self._events: list[Event] = []
-        self._ready: set[str] = set()
         #: While it starts: each node's phase, and since when none has changed.
         self._phases: list[str] = []
         self._unchanged_since = 0.0
-        self._stopped: set[str] = set()
-        self._dead: set[str] = set()
         self._tickets = 0
         self._totals = (0, 0)
+        #: Whether nodes that did not stop in time were told so by a signal.
+        self._insisted = False
         self._deadlines = Deadlines()
+        # Here a pickle stays a pickle: looking at a snapshot runs no code from it.
+        self._readers = {node: codec.reader() for node, codec in self.codecs.items()}
+        self._outputs = Outputs(self._readers, self._happened)
+        self._commits = Commits()
+        self._begin_incarnation(0)
+
+    def _begin_incarnation(self, number: int) -> None:
+        """Forget what was known of the nodes of an older incarnation."""
+        self._ready: set[str] = set()
+        self._stopped: set[str] = set()
+        self._dead: set[str] = set()
+        #: Commands that are not answered, and who was to.
+        self._unanswered: dict[int, str] = {}
         self._waits = Waits()
         self._snapshots = Snapshots(
-            topology,
-            # Here a pickle stays a pickle: looking at a snapshot runs no code from it.
-            {node: codec.reader() for node, codec in self.codecs.items()},
-            incarnation,
-            snapshot_timeout,
+            self.topology,
+            self._readers,
+            number,
+            self._snapshot_timeout,
+            self._commits,
             deadlines=self._deadlines,
             tell=self._tell,
             happened=self._happened,
@@ -154,7 +175,7 @@ class Supervisor:
             "refused": self._snapshots.refused,
             "abandoned": self._snapshots.abandoned,
             "blocked": self._on_blocked,
-            "emitted": self._on_emitted,
+            "emitted": self._outputs.put,
             "replied": self._on_replied,
             "logged": self._on_logged,
         }
@@ -231,31 +252,41 @@ class Supervisor:
         lifeline.forget_in_children(self)
         self._epoll, self._watched = select.epoll(), {}
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._watch(self._bell, "bell")
         try:
-            incarnation = Incarnation(
-                self._incarnation_number,
-                self.topology,
-                self._programs,
-                self._context,
-                seed=self.seed,
-                window=self._window,
-                journals=self._journals,
-                fork_captures=self._fork_captures,
-            )
-            if self.ended:
-                # A signal handler or another thread has stopped it meanwhile, and could not know of the processes yet.
-                incarnation.kill()
-                incarnation.close()
-                raise ClusterError("the cluster was stopped while it started")
-            self._incarnation = incarnation
-            self._watch(self._bell, "bell")
-            for node, endpoints in incarnation.nodes.items():
-                self._watch(endpoints.results.fd, "results", node)
-                self._watch(endpoints.pidfd, "died", node)
-            self._watch_start()
+            self._spawn_first()
         except BaseException:
             self.close()
             raise
+
+    def _spawn_first(self) -> None:
+        self._spawn(0, None, None)
+
+    def _spawn(self, number: int, place: Place | None, restored: tuple[Manifest, Origin] | None) -> None:
+        """Spawn the nodes of an incarnation."""
+        self._begin_incarnation(number)
+        incarnation = Incarnation(
+            number,
+            self.topology,
+            self._programs,
+            self._context,
+            seed=self.seed,
+            window=self._window,
+            journals=self._journals,
+            fork_captures=self._fork_captures,
+            place=place,
+            restored=restored,
+        )
+        if self.ended:
+            # A signal handler or another thread has stopped it meanwhile, and could not know of the processes yet.
+            incarnation.kill()
+            incarnation.close()
+            raise ClusterError("the cluster was stopped while it started")
+        self._incarnation = incarnation
+        for node, endpoints in incarnation.nodes.items():
+            self._watch(endpoints.results.fd, "results", node)
+            self._watch(endpoints.pidfd, "died", node)
+        self._watch_start()
 
     def pump(self, timeout: float) -> list[Event]:
         """Wait at most `timeout` seconds for anything to happen, see to it, and return what happened.
@@ -309,6 +340,7 @@ class Supervisor:
         encoded = self.codecs[node].encode(command, where="command")
         self._tickets += 1
         self._snapshots.disturb()
+        self._unanswered[self._tickets] = node
         self._tell(node, "command", self._tickets, encoded)
         return self._tickets
 
@@ -318,11 +350,26 @@ class Supervisor:
             self.state = "stopping"
             self._deadlines.clear()
             self._snapshots.lose_all(None)
-            for node in self.topology.nodes:
-                self._tell(node, "stop")
             self._deadlines.set("stop", seconds, lambda: self._insist(seconds))
+            self._ask_to_stop()
         elif self.state in ("new", "starting"):
             self.kill()
+
+    def signal(self, node: str, number: int) -> None:
+        """Send a signal to a node's process, to see what becomes of it.
+
+        Raises:
+            ClusterError: The cluster is not running, or has no such node.
+        """
+        self._require_running("signal a node")
+        if node not in self.codecs:
+            raise ClusterError(f"there is no node {node}")
+        assert self._incarnation is not None
+        self._incarnation.signal(node, number)
+
+    def _ask_to_stop(self) -> None:
+        for node in self.topology.nodes:
+            self._tell(node, "stop")
 
     def kill(self) -> None:
         """End every node at once. `ClusterStopped` follows."""
@@ -412,12 +459,47 @@ class Supervisor:
         if len(self._ready) < len(self.topology.nodes):
             return
         self._deadlines.cancel("ready")
-        self.state = "running"
-        for other in self.topology.nodes:
-            self._tell(other, "go")
+        self._on_all_ready()
+
+    def _on_all_ready(self) -> None:
+        self._go()
         self._happened(ClusterStarted(self.topology.nodes))
+
+    def _go(self) -> None:
+        """Let hooks run."""
+        self.state = "running"
+        for node in self.topology.nodes:
+            self._tell(node, "go")
         if self._until_terminated:
             self._snapshots.probe_until_terminated()
+        if self._handler_deadline is not None:
+            self._hangs = Hangs(self._handler_deadline)
+            self._deadlines.set("hang", self._handler_deadline / 4, self._look_for_hangs)
+
+    def _look_for_hangs(self) -> None:
+        assert self._incarnation is not None
+        for node, endpoints in self._nodes.items():
+            reason = self._hangs.reason(node, endpoints.pid, self._incarnation.board, time.monotonic())
+            if reason is not None:
+                # Its stack says more than any word of ours; it needs a moment to write it down.
+                self._incarnation.signal(node, signal.SIGUSR1)
+                self._deadlines.set("hang", STACK_SECONDS, partial(self._give_up_on, node, reason))
+                return
+        self._deadlines.set("hang", self._hangs.seconds / 4, self._look_for_hangs)
+
+    def _give_up_on(self, node: str, reason: str) -> None:
+        assert self._incarnation is not None
+        phase = self._incarnation.board.phase(node)
+        self._fail(
+            NodeError(
+                f"{node} hangs: {reason}, the deadline is {self._hangs.seconds:g} s",
+                node=node,
+                phase=phase,
+                status="killed",
+                where=node,
+                hint="a look at its stack, on stderr",
+            )
+        )
 
     def _watch_start(self) -> None:
         assert self._incarnation is not None
@@ -438,7 +520,11 @@ class Supervisor:
 
     def _on_failed(self, node: str, phase: str, what: str, where: str | None, hint: str | None, traceback: str) -> None:
         blamed = Blame(what, where, hint, traceback)
-        self._end(node_error(node, phase, blamed, "exit status 1"))
+        self._fail(node_error(node, phase, blamed, "exit status 1"))
+
+    def _fail(self, error: NodeError) -> None:
+        """A node has failed: this ends the cluster."""
+        self._end(error)
 
     def _on_stopped(self, node: str) -> None:
         self._stopped.add(node)
@@ -460,14 +546,15 @@ class Supervisor:
                 where=node,
                 hint="the start of the cluster under if __name__ == '__main__':" if unguarded else None,
             )
-            if self.state != "stopping":
-                self._end(error)
+            if self.state != "stopping" or self._goes_on:
+                self._fail(error)
                 return
             self.error = self.error or error
         if len(self._dead) == len(self.topology.nodes):
             self._end(self.error)
 
     def _insist(self, seconds: float) -> None:
+        self._insisted = True
         self._note_unstopped(seconds)
         self._signal_rest(signal.SIGTERM)
         self._deadlines.set("stop", TERMINATE_SECONDS, lambda: self._end(self.error))
@@ -490,11 +577,22 @@ class Supervisor:
         for node in self._incarnation.alive():
             self._incarnation.signal(node, number)
 
+    @property
+    def _goes_on(self) -> bool:
+        """Whether the death of a node while the cluster stops is not yet the end."""
+        return False
+
     def _end(self, error: MpsnapError | None) -> None:
         """Fence everything, drop everything, and say why."""
         self.state = "ended"
         self.error = error
         self._deadlines.clear()
+        self._fence()
+        self._snapshots.lose_all(error)
+        self._happened(ClusterStopped(error))
+
+    def _fence(self) -> None:
+        """Kill all nodes, and give up all that leads to them."""
         if self._incarnation is not None:
             self._incarnation.kill()
             self.totals()
@@ -502,8 +600,6 @@ class Supervisor:
                 self._unwatch(fd)
             self._incarnation.close()
             self._incarnation = None
-        self._snapshots.lose_all(error)
-        self._happened(ClusterStopped(error))
 
     def _doing(self, node: str) -> str:
         assert self._incarnation is not None
@@ -512,15 +608,24 @@ class Supervisor:
 
     # -------------------------------------------------------------- what nodes say
 
-    def _on_report(self, node: str, snapshot_id: str, rest: bytes | Ticket, state: Ticket | None) -> None:
+    def _on_report(
+        self,
+        node: str,
+        snapshot_id: str,
+        rest: bytes | Ticket,
+        ticket: Ticket | None,
+        state: tuple[Any, ...] | None,
+        part: tuple[Any, ...] | None,
+    ) -> None:
         try:
-            opened = None if state is None else self._open(node, state)
+            opened = None if ticket is None else self._open(node, ticket)
             packed = rest if isinstance(rest, bytes) else self._open(node, rest)
             data = packed if isinstance(packed, bytes) else packed.read()
         except (OSError, CodecError) as error:
             self._snapshots.refused(node, snapshot_id, f"its staged part cannot be read: {error}")
             return
-        self._snapshots.report(node, snapshot_id, data, opened)
+        staged = None if state is None else Receipt(*state), None if part is None else Receipt(*part)
+        self._snapshots.report(node, snapshot_id, data, opened, staged)
 
     def _open(self, node: str, ticket: Ticket) -> bytes | StagedFile:
         try:
@@ -535,12 +640,10 @@ class Supervisor:
             if self.state == "running":
                 self._end(error)
 
-    def _on_emitted(self, node: str, n: int, record: bytes) -> None:
-        self._happened(Emitted(node, n, self.codecs[node].reader().decode(record)))
-
     def _on_replied(self, node: str, ticket: int, value: bytes) -> None:
+        del self._unanswered[ticket]
         self._snapshots.settle()
-        self._happened(Replied(ticket, node, self.codecs[node].reader().decode(value)))
+        self._happened(Replied(ticket, node, self._readers[node].decode(value)))
 
     def _on_logged(self, node: str, text: str) -> None:
         self._happened(Logged(node, text))

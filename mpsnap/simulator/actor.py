@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from mpsnap.core.blame import blame, node_error
-from mpsnap.core.codec import Codec
+from mpsnap.core.codec import Codec, encoded
 from mpsnap.core.errors import ConsistencyError, MpsnapError, SnapshotError
 from mpsnap.core.journal import JournaledCore, PlainJournal
 from mpsnap.core.nodecore import Driver, Encode, NodeCore
@@ -167,7 +167,8 @@ class Actor(PlainJournal, Driver):
     # -------------------------------------------------------- what the core asks
 
     def send(self, dst: str, number: int, payload: object) -> None:
-        self.sent_items.append((dst, number, payload))
+        # As the codec's bytes, in which equal values are equal: states are told apart by what is in flight.
+        self.sent_items.append((dst, number, encoded(payload, self._codec)))
 
     def send_marker(self, dst: str, marker: Marker) -> None:
         self.sent_items.append((dst, 0, marker))

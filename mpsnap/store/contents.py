@@ -71,6 +71,32 @@ class Contents(ABC):
             _close_states(parts)
             raise
 
+    def part(self, node: str) -> LocalSnapshot:
+        """Return one node's part.
+
+        Raises:
+            SnapshotCorrupt: It is not what was committed.
+        """
+        entry = self.manifest.nodes[node]
+        data = self.read(entry.part)
+        state = None if entry.state is None else self.state(entry.state)
+        try:
+            with self.telling(entry.part.name):
+                local = unpack_lasting(data, state)
+                for what, found, told in (
+                    ("node", local.node, node),
+                    ("snapshot", local.snapshot_id, self.manifest.id),
+                    ("messages sent", local.sent, entry.sent),
+                    ("messages received", local.received, entry.received),
+                ):
+                    if found != told:
+                        raise CodecError(f"its {what} is not what the manifest says")
+        except BaseException:
+            if state is not None:
+                state.close()
+            raise
+        return local
+
     def outputs(self) -> tuple[Output, ...]:
         """Return the outputs that were not released.
 
@@ -115,32 +141,11 @@ class Contents(ABC):
         parts: dict[str, LocalSnapshot] = {}
         try:
             for node in self.manifest.topology.nodes:
-                parts[node] = self._part(node)
+                parts[node] = self.part(node)
         except BaseException:
             _close_states(parts)
             raise
         return parts
-
-    def _part(self, node: str) -> LocalSnapshot:
-        entry = self.manifest.nodes[node]
-        data = self.read(entry.part)
-        state = None if entry.state is None else self.state(entry.state)
-        try:
-            with self.telling(entry.part.name):
-                local = unpack_lasting(data, state)
-                for what, found, told in (
-                    ("node", local.node, node),
-                    ("snapshot", local.snapshot_id, self.manifest.id),
-                    ("messages sent", local.sent, entry.sent),
-                    ("messages received", local.received, entry.received),
-                ):
-                    if found != told:
-                        raise CodecError(f"its {what} is not what the manifest says")
-        except BaseException:
-            if state is not None:
-                state.close()
-            raise
-        return local
 
     def _merged(self, parts: Mapping[str, LocalSnapshot]) -> GlobalSnapshot:
         manifest = self.manifest

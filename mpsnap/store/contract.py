@@ -1,10 +1,11 @@
 """The contract of a store: where nodes stage what a snapshot is made of, and where snapshots are kept for good.
 
-This module owns the four base classes below, and how a stored snapshot is put together and checked. It must not know
+This module owns the five base classes below, and how a stored snapshot is put together and checked. It must not know
 disks.
 
     Place             where the nodes of one incarnation stage files; it goes to their processes
     Blob              one file that is being staged
+    Origin            the snapshot from which the nodes of one incarnation are restored; it goes to their processes
     SnapshotReader    what may be asked of a store by whoever only looks, also while a run writes
     SnapshotStore     the same, and what the supervisor of a run does to it
 
@@ -33,7 +34,7 @@ from typing import Final, TypeVar
 from mpsnap.core.errors import SnapshotCorrupt
 from mpsnap.core.part import pack_lasting
 from mpsnap.core.protocol import LocalSnapshot
-from mpsnap.core.snapshot import Captured, GlobalSnapshot
+from mpsnap.core.snapshot import Captured, GlobalSnapshot, StoredState
 from mpsnap.store.contents import Contents, Output
 from mpsnap.store.manifest import Manifest, Receipt
 
@@ -86,6 +87,19 @@ class Place(ABC):
         return self.create(node).fill(data)
 
 
+class Origin(ABC):
+    """Say which snapshot the nodes of an incarnation are restored from; it can be pickled."""
+
+    @abstractmethod
+    def part(self, node: str) -> LocalSnapshot:
+        """Return the part of a node.
+
+        Raises:
+            StoreError: There is no such snapshot any more.
+            SnapshotCorrupt: It is not what was committed.
+        """
+
+
 def stage(place: Place, node: int, local: LocalSnapshot) -> tuple[Receipt, Receipt | None]:
     """Stage a node's part, and its state apart if that is large; return both receipts.
 
@@ -115,6 +129,10 @@ class SnapshotReader(ABC):
     @abstractmethod
     def contents(self, number: int) -> AbstractContextManager[Contents]:
         """Open one snapshot for a `with` block."""
+
+    @abstractmethod
+    def origin(self, number: int) -> Origin:
+        """Return what nodes are given that are restored from a snapshot."""
 
     @abstractmethod
     def close(self) -> None:
@@ -207,6 +225,14 @@ class SnapshotStore(SnapshotReader):
         """Give up a snapshot that was begun; its number stays used up. Right also for one that is not open."""
 
     @abstractmethod
+    def staged(self, receipt: Receipt) -> StoredState:
+        """Open the staged file of a state, to be read when somebody looks at it; it stays readable once committed.
+
+        Raises:
+            StoreError: It is not there, or not as large as the receipt says.
+        """
+
+    @abstractmethod
     def drop_staged(self, receipts: Iterable[Receipt]) -> None:
         """Remove staged files that nobody will commit; those that are gone are none of its business."""
 
@@ -215,7 +241,7 @@ class SnapshotStore(SnapshotReader):
         """Remove a snapshot.
 
         Raises:
-            StoreError: There is none, or it is still there.
+            StoreError: There is none; or it is still there, or might be after a loss of power.
         """
 
     def summary(self, number: int) -> Manifest:

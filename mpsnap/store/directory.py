@@ -24,11 +24,12 @@ from hashlib import sha256
 from typing import Final
 
 from mpsnap.core.errors import InputError, ProtocolError, StoreError
+from mpsnap.core.snapshot import StoredState
 from mpsnap.store.contents import Output, encode_outputs
 from mpsnap.store.contract import Place, SnapshotStore
 from mpsnap.store.disk import Disk, Found
 from mpsnap.store.manifest import MANIFEST, MOST_MANIFEST_BYTES, OUTPUTS, Manifest, Receipt, committed, write
-from mpsnap.store.reader import MARK, SNAP, TEMPORARY, TRASH, DirectoryReader, named, parsed
+from mpsnap.store.reader import MARK, SNAP, TEMPORARY, TRASH, DirectoryReader, StoredFile, named, parsed
 from mpsnap.store.staging import STAGING, DirectoryPlace, fill, incarnation_of, telling
 
 LOCK: Final = "LOCK"
@@ -221,6 +222,19 @@ class DirectoryStore(DirectoryReader, SnapshotStore):
             self._begun.remove(number)
             self._litter.add(named(TEMPORARY, number))
             self._clear()
+
+    def staged(self, receipt: Receipt) -> StoredState:
+        where = os.path.join(self.path, STAGING, receipt.name)
+        if incarnation_of(receipt.name) != self._incarnation:
+            # Not only for its own sake: the name of the lock's file, opened and closed here, would undo the lock.
+            raise StoreError("no file that was staged in this incarnation", where=where)
+        with telling("a staged file is not there", where):
+            fd = self._disk.open(receipt.name, self._staging)
+            found = self._disk.found(fd)
+        if not found.is_file or found.size != receipt.size:
+            self._disk.close(fd)
+            raise StoreError(f"a staged file of {found.size} bytes is not the one of the receipt", where=where)
+        return StoredFile(self._disk, fd, receipt, where)
 
     def drop_staged(self, receipts: Iterable[Receipt]) -> None:
         for receipt in receipts:

@@ -10,9 +10,10 @@ from collections.abc import Iterable, Iterator
 from hashlib import sha256
 
 from mpsnap.core.errors import ProtocolError, StoreError
+from mpsnap.core.protocol import LocalSnapshot
 from mpsnap.core.snapshot import StoredState
 from mpsnap.store.contents import Contents, Output, encode_outputs
-from mpsnap.store.contract import Blob, Place, SnapshotStore
+from mpsnap.store.contract import Blob, Origin, Place, SnapshotStore
 from mpsnap.store.manifest import OUTPUTS, Manifest, Receipt, committed, read, write
 
 _WHERE = "the store in memory"
@@ -35,6 +36,9 @@ class MemoryStore(SnapshotStore):
     @contextlib.contextmanager
     def contents(self, number: int) -> Iterator[Contents]:
         yield _MemoryContents(number, *self._kept(number))
+
+    def origin(self, number: int) -> Origin:
+        return _MemoryOrigin(number, *self._kept(number))
 
     def close(self) -> None:
         self._staged.clear()
@@ -75,6 +79,9 @@ class MemoryStore(SnapshotStore):
     def abandon(self, number: int) -> None:
         self._begun.discard(number)
 
+    def staged(self, receipt: Receipt) -> StoredState:
+        return _MemoryState(self._taken(receipt))
+
     def drop_staged(self, receipts: Iterable[Receipt]) -> None:
         for receipt in receipts:
             self._staged.pop(receipt.name, None)
@@ -89,7 +96,7 @@ class MemoryStore(SnapshotStore):
         return self._snapshots[number]
 
     def _taken(self, staged: Receipt) -> bytes:
-        data = self._staged.get(staged.name)
+        data = self._staged.get(staged.name) if staged.name.startswith(f"{self._incarnation}-") else None
         if data is None or len(data) != staged.size:
             raise StoreError(f"no file {staged.name} of {staged.size} bytes was staged", where=_WHERE)
         return data
@@ -124,6 +131,16 @@ class _MemoryBlob(Blob):
 
     def drop(self) -> None:
         self._staged.pop(self._name, None)
+
+
+class _MemoryOrigin(Origin):
+    def __init__(self, number: int, text: bytes, files: dict[str, bytes]) -> None:
+        self._number = number
+        self._text = text
+        self._files = files
+
+    def part(self, node: str) -> LocalSnapshot:
+        return _MemoryContents(self._number, self._text, self._files).part(node)
 
 
 class _MemoryContents(Contents):

@@ -24,9 +24,10 @@ from hashlib import sha256
 from typing import Final
 
 from mpsnap.core.errors import CodecError, InputError, SnapshotCorrupt, StoreError
+from mpsnap.core.protocol import LocalSnapshot
 from mpsnap.core.snapshot import StoredState
 from mpsnap.store.contents import Contents, corrupt
-from mpsnap.store.contract import SnapshotReader
+from mpsnap.store.contract import Origin, SnapshotReader
 from mpsnap.store.disk import Disk
 from mpsnap.store.manifest import MANIFEST, MOST_MANIFEST_BYTES, Receipt, read
 from mpsnap.store.staging import telling
@@ -100,6 +101,9 @@ class DirectoryReader(SnapshotReader):
                 raise self._absent(number) from None
             raise
 
+    def origin(self, number: int) -> Origin:
+        return DirectoryOrigin(self.path, number)
+
     def close(self) -> None:
         root, self._root = self._root, -1
         if root >= 0:
@@ -142,6 +146,18 @@ class DirectoryReader(SnapshotReader):
         there = self.numbers()
         hint = f"one of {there[0]} to {there[-1]}" if there else "a store with snapshots, this one has none"
         return StoreError(f"there is no snapshot {number} in this store", where=self.path, hint=hint)
+
+
+class DirectoryOrigin(Origin):
+    """Restore nodes from a snapshot in a directory store."""
+
+    def __init__(self, path: str, number: int) -> None:
+        self._path = path
+        self._number = number
+
+    def part(self, node: str) -> LocalSnapshot:
+        with DirectoryReader(self._path) as reader, reader.contents(self._number) as contents:
+            return contents.part(node)
 
 
 class _Files(Contents):

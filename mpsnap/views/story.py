@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mpsnap.core.codec import Codec, Encoded, thaw
+from mpsnap.core.codec import Codec, thaw
 from mpsnap.views.tables import count, shown
 
 #: What happened in one step: the node ("" for the supervisor), what the step was called, and its events with their
@@ -116,4 +116,4 @@ def _beginning(
 
 
 def _value(value: object, codec: Codec) -> str:
-    return shown(thaw(value, codec.reader()) if type(value) is Encoded else value)
+    return shown(thaw(value, codec.reader()))

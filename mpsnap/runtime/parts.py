@@ -1,0 +1,108 @@
+"""A node's part of a snapshot on its way out: in a note or a file to the supervisor, and with a store to the disk.
+
+This module owns where the bytes of a part go. It must not know when a part is complete, or what becomes of it.
+
+With a store each part is made twice: once for the supervisor, which has to merge and prove the cut at once and reads
+its messages packed as they are, and once to be kept. What is large, the state, is written once and serves both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import NamedTuple
+
+from mpsnap.core.part import pack, pack_lasting
+from mpsnap.core.protocol import LocalSnapshot, SnapshotId
+from mpsnap.core.snapshot import Captured
+from mpsnap.runtime.capture import Captures, Encoding, File
+from mpsnap.runtime.staging import STAGING_BYTES, Receipt, Staging, Ticket, UnnamedFile
+from mpsnap.store.contract import Blob, Place
+from mpsnap.store.manifest import Receipt as StagedReceipt
+
+
+class HandedOver(NamedTuple):
+    """Say where a part is; plain data, to go into a note.
+
+    `rest` is the part, or where it is; `ticket` or `state` says where its state is, if that is apart from it; `part` is
+    what is to be kept of it, with `state`, and None where nothing is.
+    """
+
+    rest: bytes | Ticket
+    ticket: Ticket | None
+    state: StagedReceipt | None
+    part: StagedReceipt | None
+
+
+class Parts:
+    """Hand over the parts of one node.
+
+    Args:
+        place: Where the store has them staged, None without a store.
+        index: The node's place in the topology.
+    """
+
+    def __init__(self, place: Place | None, index: int) -> None:
+        self._place = place
+        self._index = index
+        self.staging = Staging()
+        #: Snapshots that nobody will keep.
+        self._passing: set[SnapshotId] = set()
+
+    def open_file(self) -> File:
+        """Open a file for a state that a child encodes; raises `OSError` or `StoreError`."""
+        return UnnamedFile() if self._place is None else self._place.create(self._index)
+
+    def let_pass(self, snapshot_id: SnapshotId) -> None:
+        """Note that a snapshot is looked at and not kept."""
+        if self._place is not None:
+            self._passing.add(snapshot_id)
+
+    def forget(self, snapshot_id: SnapshotId) -> None:
+        """Note that no part of a snapshot will be handed over."""
+        self._passing.discard(snapshot_id)
+
+    def hand_over(self, local: LocalSnapshot, captures: Captures) -> HandedOver:
+        """Put a part where the supervisor finds it; nothing is left of one that cannot be put there.
+
+        Raises:
+            OSError: A file could not be filled.
+            StoreError: The same, in the store.
+        """
+        keeps = self._place is not None and local.snapshot_id not in self._passing
+        self._passing.discard(local.snapshot_id)
+        with contextlib.ExitStack() as undo:
+            ticket, state = self._put_state(local, captures, keeps, undo)
+            apart = ticket is not None or state is not None
+            part = self._keep(pack_lasting(local, apart=apart), undo) if keeps else None
+            handed_over = HandedOver(self.staging.put_if_large(pack(local, apart=apart)), ticket, state, part)
+            undo.pop_all()
+        return handed_over
+
+    def _put_state(
+        self, local: LocalSnapshot, captures: Captures, keeps: bool, undo: contextlib.ExitStack
+    ) -> tuple[Ticket | None, StagedReceipt | None]:
+        captured = local.captured
+        assert isinstance(captured, Captured)
+        state = captured.state
+        if isinstance(state, Encoding):
+            file, receipt = captures.release(state)
+            undo.callback(file.drop)
+            if isinstance(file, UnnamedFile):
+                return self._hold(self.staging.hold(file.file, Receipt(*receipt)), undo), None
+            assert isinstance(file, Blob)
+            file.close()
+            return None, StagedReceipt(*receipt)
+        assert isinstance(state, bytes)
+        if len(state) <= STAGING_BYTES:
+            return None, None
+        return (None, self._keep(state, undo)) if keeps else (self._hold(self.staging.put(state), undo), None)
+
+    def _keep(self, data: bytes, undo: contextlib.ExitStack) -> StagedReceipt:
+        assert self._place is not None
+        blob = self._place.create(self._index)
+        undo.callback(blob.drop)
+        return blob.fill(data)
+
+    def _hold(self, ticket: Ticket, undo: contextlib.ExitStack) -> Ticket:
+        undo.callback(self.staging.release, ticket[0])
+        return ticket

@@ -1,0 +1,223 @@
+"""A supervisor whose cluster survives the death of its nodes.
+
+This module owns what a store adds to the life of a cluster: the initial cut, what follows a death, and the last cut of
+an orderly end. It must not know how nodes are spawned or fenced, nor how a snapshot is collected.
+
+    starting -> (initial cut) -> running -> stopping -> (last cut) -> ended
+                                 |    ^        |
+                          a death v    |        v a death before the last cut
+                              recovering <------
+
+Rules a maintainer keeps:
+
+- Nobody handles a message before the initial cut is durable: from then on there is always something to go on from.
+- A death fences all nodes, and nothing of their incarnation is used again: not a queue, not a part of a snapshot, not a
+  record that waits. The new incarnation's number is on the disk before its first process is spawned.
+- A node that fails before it ever was ready fails the start: it would do so again.
+- An orderly end has the nodes run `on_stop`, takes a cut of what that has left, and only when this is durable, and the
+  records it covers are released, lets them go.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from mpsnap.core.errors import ClusterError, MpsnapError, NodeError, OutputError, SnapshotLost
+from mpsnap.core.events import (
+    ClusterStarted,
+    CommandLost,
+    Event,
+    NodeDied,
+    Recovered,
+    SnapshotAbandoned,
+    SnapshotCompleted,
+)
+from mpsnap.core.program import Program
+from mpsnap.core.protocol import SnapshotId
+from mpsnap.core.topology import Topology
+from mpsnap.runtime.commits import StoreCommits
+from mpsnap.runtime.outputs import Outputs
+from mpsnap.runtime.recovery import BUDGET_SECONDS, Recovery, Restarts
+from mpsnap.runtime.supervisor import STOP_SECONDS, Supervisor
+
+
+class RecoveringSupervisor(Supervisor):
+    """Run a cluster that goes on from its last recovery point when a node dies.
+
+    Args:
+        topology: Nodes and channels.
+        programs: What each node runs.
+        recovery: Where its snapshots are kept, and how long it tries.
+        settings: As `Supervisor`.
+    """
+
+    def __init__(
+        self, topology: Topology, programs: Mapping[str, Program], recovery: Recovery, **settings: Any
+    ) -> None:
+        super().__init__(topology, programs, **settings)
+        self._recovery = recovery
+        self._restarts = Restarts(recovery.restarts)
+        self._outputs = Outputs(self._readers, self._happened, recovery.sink, holds=not recovery.emit_early)
+        pickling = frozenset(node for node, program in programs.items() if self._classes[program.reference].pickle)
+        self._commits: StoreCommits = StoreCommits(
+            recovery.store,
+            programs,
+            pickling,
+            self._outputs,
+            keep=recovery.keep,
+            run=recovery.run,
+            last=recovery.resume,
+        )
+        #: The initial cut and the last one, while they are taken.
+        self._initial: SnapshotId | None = None
+        self._last: SnapshotId | None = None
+        #: Nodes that have run `on_stop`; and whether the last cut is durable, so that a death costs nothing any more.
+        self._halted: set[str] = set()
+        self._sealed = False
+        #: How long the stop that was asked for may take, None if none was.
+        self._stop_within: float | None = None
+        #: When the node died whose death is being recovered from.
+        self._died = 0.0
+
+    # ---------------------------------------------------------------- starting
+
+    def _spawn_first(self) -> None:
+        store, resumed = self._recovery.store, self._recovery.resume
+        place = store.next_incarnation()
+        if resumed is None:
+            self._spawn(place.incarnation, place, None)
+        else:
+            self._outputs.release(store.outputs(resumed.number))
+            self._spawn(place.incarnation, place, (resumed, store.origin(resumed.number)))
+
+    def _begin_incarnation(self, number: int) -> None:
+        super()._begin_incarnation(number)
+        self._on_note["halted"] = self._on_halted
+
+    def _on_all_ready(self) -> None:
+        if self._commits.last is None:
+            # Before "go": what `setup` has sent is in it, and nothing has been handled.
+            self._initial = self._snapshots.trigger(self.topology.initiators(()), None)
+        elif self.state == "recovering":
+            self._go()
+            self._happened(Recovered(self._number, self._commits.last.number, time.monotonic() - self._died))
+            if self._stop_within is not None:
+                self.stop(self._stop_within)
+        else:
+            super()._on_all_ready()
+
+    @property
+    def _number(self) -> int:
+        assert self._incarnation is not None
+        return self._incarnation.number
+
+    def _happened(self, event: Event) -> None:
+        super()._happened(event)
+        if isinstance(event, SnapshotCompleted):
+            if event.snapshot.id == self._initial:
+                self._initial = None
+                self._go()
+                super()._happened(ClusterStarted(self.topology.nodes))
+            elif event.snapshot.id == self._last:
+                self._seal()
+        elif isinstance(event, SnapshotAbandoned) and event.snapshot_id in (self._initial, self._last):
+            if event.snapshot_id == self._initial and not self.ended:
+                self._end(
+                    ClusterError(f"the initial cut could not be kept: {event.error.what}", where=event.error.where)
+                )
+            elif not self.ended:
+                self.error = self.error or event.error
+                self._seal()
+
+    def pump(self, timeout: float) -> list[Event]:
+        """Wait at most `timeout` seconds for anything to happen; see `Supervisor.pump`."""
+        try:
+            return super().pump(timeout)
+        except OutputError as error:
+            # Whatever else could go on, nobody would get what it puts out.
+            self._end(error)
+            return super().pump(0)
+
+    # ------------------------------------------------------------------ deaths
+
+    @property
+    def _goes_on(self) -> bool:
+        return not self._sealed
+
+    def _fail(self, error: NodeError) -> None:
+        if self._commits.last is None or self.state == "ended" or self._insisted:
+            self._end(error)
+            return
+        self._died = time.monotonic()
+        if self.state == "stopping":
+            self._deadlines.cancel("stop")
+        unanswered = dict(self._unanswered)
+        try:
+            self._give_up_incarnation(error)
+        except ClusterError as unkillable:
+            self._end(unkillable)
+            return
+        self._happened(NodeDied(error.node, error))
+        for ticket, node in unanswered.items():
+            self._happened(CommandLost(ticket, node))
+        pause = self._restarts.next_pause(self._died)
+        if pause is None:
+            often = f"and that after {self._restarts.most} recoveries within {BUDGET_SECONDS:g} s"
+            self._end(
+                NodeError(
+                    f"{error.what}, {often}",
+                    node=error.node,
+                    phase=error.phase,
+                    status=error.status,
+                    traceback=error.traceback,
+                    where=error.where,
+                    hint=error.hint or "a look at what it did last; snapshots are kept, and a run can be resumed",
+                )
+            )
+        else:
+            self._deadlines.set("recover", pause, self._recover)
+
+    def _give_up_incarnation(self, error: NodeError) -> None:
+        self.state = "recovering"
+        self._deadlines.clear()
+        self._fence()
+        self._snapshots.lose_all(SnapshotLost(error.what, where=error.where))
+        self._outputs.take_back()
+        self._halted.clear()
+        self._last = None
+
+    def _recover(self) -> None:
+        """Begin a new incarnation from the last recovery point."""
+        store = self._recovery.store
+        assert self._commits.last is not None
+        try:
+            # Read anew, for it may have been damaged since; and rather none than an older one, which would repeat what
+            # was released.
+            manifest = store.manifest(self._commits.last.number)
+            place = store.next_incarnation()
+            self._spawn(place.incarnation, place, (manifest, store.origin(manifest.number)))
+        except MpsnapError as error:
+            self._end(error)
+
+    # ---------------------------------------------------------------- stopping
+
+    def stop(self, seconds: float = STOP_SECONDS) -> None:
+        """Ask every node to stop, and keep a last cut of what they have left; otherwise as `Supervisor.stop`."""
+        self._stop_within = seconds
+        super().stop(seconds)
+
+    def _ask_to_stop(self) -> None:
+        for node in self.topology.nodes:
+            self._tell(node, "halt")
+
+    def _on_halted(self, node: str) -> None:
+        self._halted.add(node)
+        if len(self._halted) == len(self.topology.nodes):
+            self._last = self._snapshots.trigger(self.topology.initiators(()), None, final=True)
+
+    def _seal(self) -> None:
+        self._last = None
+        self._sealed = True
+        super()._ask_to_stop()
