@@ -253,6 +253,35 @@ class Selfish(Node):
         ctx.snapshot()
 
 
+class Boxes(Selfish):
+    """Send what is no plain number, from the setup on, and set timers with it."""
+
+    def setup(self, ctx: Context) -> None:
+        super().setup(ctx)
+        self.boxes: list[Any] = []
+        if ctx.name == "N1":
+            ctx.send("N2", {"first": [1, (2, "x")], "set": {1}})
+            ctx.after(1, "give", [bytearray(b"x")])
+
+    def give(self, ctx: Context, box: Any) -> None:
+        ctx.send("N2", box)
+
+    def on_message(self, ctx: Context, sender: str, payload: Any) -> None:
+        self.boxes.append(payload)
+
+
+def test_payloads_of_any_kind_are_restored() -> None:
+    explorer = Explorer(machine("complete:2", [], ["N1", "N2"], Boxes, crashes=2, sources=1))
+    findings = explorer.exhaust()
+    assert (findings.verdict, findings.exhausted) == (None, True)
+    kinds = {repr(node.state["boxes"]) for cut in explorer.cuts.values() for node in cut.nodes.values()}
+    assert kinds == {
+        "[]",
+        "[{'first': [1, (2, 'x')], 'set': {1}}]",
+        "[{'first': [1, (2, 'x')], 'set': {1}}, [bytearray(b'x')]]",
+    }
+
+
 class Restarts(Selfish):
     """Count restarts in the state, as a program may."""
 
