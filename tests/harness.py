@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from mpsnap.core.codec import Codec, freeze, thaw
+from mpsnap.core.driver import Driver
 from mpsnap.core.errors import MpsnapError
 from mpsnap.core.node import Node
-from mpsnap.core.nodecore import Driver, NodeCore
+from mpsnap.core.nodecore import NodeCore
 from mpsnap.core.part import pack, unpack
 from mpsnap.core.protocol import Effect, LocalSnapshot, Marker, Message, Report, SnapshotId, SnapshotProtocol
 from mpsnap.core.snapshot import Captured, GlobalSnapshot

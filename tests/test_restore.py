@@ -27,10 +27,10 @@ from hypothesis import strategies as st
 from mpsnap import Context, Node
 from mpsnap.core.batch import PackedBatch, pack_batch
 from mpsnap.core.codec import freeze
+from mpsnap.core.driver import Encode
 from mpsnap.core.errors import CodecError, ProtocolError
 from mpsnap.core.history import Entry
 from mpsnap.core.journal import EntryJournal, JournaledCore
-from mpsnap.core.nodecore import Encode
 from mpsnap.core.protocol import ChannelState, LocalSnapshot, Marker, Message, SnapshotId
 from mpsnap.core.snapshot import Captured, GlobalSnapshot, StoredState, Timer, UnfinishedState
 

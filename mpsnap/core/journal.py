@@ -15,9 +15,10 @@ from itertools import islice
 from typing import Any
 
 from mpsnap.core.codec import Codec, Encoded, thaw
+from mpsnap.core.driver import Driver, Encode
 from mpsnap.core.errors import MpsnapError
 from mpsnap.core.history import VALUES, Entry, error_shown, value_shown
-from mpsnap.core.nodecore import RUN_MESSAGES, Driver, Encode, NodeCore
+from mpsnap.core.nodecore import RUN_MESSAGES, NodeCore
 from mpsnap.core.protocol import LocalSnapshot, Marker, SnapshotId
 from mpsnap.core.snapshot import Captured, UnfinishedState
 

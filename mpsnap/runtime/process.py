@@ -31,9 +31,10 @@ from multiprocessing.queues import Queue
 from typing import Any, NoReturn
 
 from mpsnap.core.blame import blame
+from mpsnap.core.driver import Driver, Encode
 from mpsnap.core.errors import ClusterError, CodecError, MpsnapError, SnapshotError, StoreError, one_line
 from mpsnap.core.journal import JournaledCore
-from mpsnap.core.nodecore import Driver, Encode, NodeCore
+from mpsnap.core.nodecore import NodeCore
 from mpsnap.core.program import Program, codec_of, load_node_class
 from mpsnap.core.protocol import LocalSnapshot, Marker, Outbox, SnapshotId
 from mpsnap.core.snapshot import Captured, UnfinishedState

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple, TypeAlias
 
 from mpsnap.core.blame import blame, node_error
 from mpsnap.core.codec import Codec, encoded
+from mpsnap.core.driver import Driver, Encode
 from mpsnap.core.errors import ConsistencyError, MpsnapError, SnapshotError
 from mpsnap.core.journal import JournaledCore, PlainJournal
-from mpsnap.core.nodecore import Driver, Encode, NodeCore
+from mpsnap.core.nodecore import NodeCore
 from mpsnap.core.program import Program
 from mpsnap.core.protocol import ChannelState, LocalSnapshot, Marker, SnapshotId
 from mpsnap.core.snapshot import Captured, Timer, UnfinishedState
