@@ -81,7 +81,7 @@ class Kept:
     """Run a cluster that keeps its snapshots in a folder of its own, pumped by whoever measures."""
 
     def __init__(self, spec: str, node: type[Node], method: str, *, window: int = 4096, **params: Any) -> None:
-        self._folder = tempfile.mkdtemp(prefix="mpsnap-benchmark-")
+        self._folder = tempfile.mkdtemp(prefix="benchmark-")
         self.store = DirectoryStore(os.path.join(self._folder, "store"))
         self.topology, programs = assign(parse_topology(spec), (node, params))
         self.supervisor = RecoveringSupervisor(
@@ -194,7 +194,7 @@ def commit(scale: Scale) -> Iterator[Row]:
     name = f"a commit of {FILES} x 1 MB, over a bare loop of write and fsync"
     with Kept(f"ring:{FILES}", Passer, "fork", tokens=0) as cluster:
         snapshot = _idle_cut(cluster)
-    folder = tempfile.mkdtemp(prefix="mpsnap-benchmark-")
+    folder = tempfile.mkdtemp(prefix="benchmark-")
     try:
         with DirectoryStore(os.path.join(folder, "store")) as store:
             place = store.next_incarnation()
