@@ -165,7 +165,7 @@ class Kept:
 def recoveries(scale: Scale) -> Iterator[Row]:
     """Seconds from a kill until every node handles messages again, less a tenth, over a fresh start."""
     detected: list[float] = []
-    for spec in CLUSTERS:
+    for spec in CLUSTERS[-1:] if scale.quick else CLUSTERS:
         for method in METHODS:
             name = f"recovery of {spec}, {method}, less {GRACE_SECONDS * 1e3:g} ms, over a fresh start"
             rounds = [each for (each,) in scale.turns(name, partial(_recovery, spec, method))]
