@@ -479,7 +479,7 @@ class NodeCore:
                     if type(item) not in NATIVE:
                         payload = payload if is_fixed(payload) else self._encoded(dst, payload)
                         break
-        elif kind is not int and kind not in NATIVE:
+        elif kind is not int and kind is not bytes and kind not in NATIVE:
             payload = self._layers[kind](payload) or self._encoded(dst, payload)
         waiting = outbox.payloads
         waiting.append(payload)
