@@ -176,6 +176,9 @@ class Conductor:
         return max(0.0, min(waits))
 
     def _wants_snapshots(self) -> bool:
+        # One after the other without a gap would keep a run that is over from its end.
+        if self._has_run_out():
+            return False
         if self._plan.limit is not None and self._begun >= self._plan.limit:
             return False
         # One that is due when the time is over is still taken.
@@ -210,10 +213,14 @@ class Conductor:
         if self._time_is_over(time.monotonic()):
             self.error = self.error or self._unfinished()
             return True
-        if self._script is not None:
-            return self._script.done
-        if self._plan.limit and self._begun >= self._plan.limit:
+        if self._script is None and self._plan.limit and self._begun >= self._plan.limit:
             return True
+        return self._has_run_out()
+
+    def _has_run_out(self) -> bool:
+        """Whether the script, or the program if it ends by itself, has come to its end."""
+        if self._script is not None:
+            return self._script.done or self._script.error is not None
         # A probe that was abandoned cannot prove the end, and nothing says that the next one would.
         ended = self._supervisor.terminated is not None or self._undecided
         return self._plan.until_terminated and ended

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from mpsnap.cli.apps import find_app
 from mpsnap.cli.emit import EmitFile
-from mpsnap.cli.options import Work, add_output, add_verb, check_paths, few, find_invariant, positive, seconds
+from mpsnap.cli.options import Work, add_output, add_verb, check_paths, few, find_invariant, positive, seconds, whole
 from mpsnap.cli.run import plan_of, supervise
 from mpsnap.cli.show import Result
 from mpsnap.cli.storing import add_recovery, complete, kept, opened, recovery_of
@@ -48,7 +48,7 @@ def add_parser(verbs: Any) -> None:
     parser.add_argument(
         "--from",
         dest="number",
-        type=int,
+        type=whole,
         metavar="N",
         help="go on from this snapshot and not from the newest; what was done after it is done again",
     )
@@ -106,7 +106,7 @@ def _resume(options: argparse.Namespace, stdout: TextIO) -> Result:
         _try_states(store, manifest, work.programs)
         plan = plan_of(options, work)
         check_paths(options)
-        emit = None if options.emit is None else EmitFile(options.emit, manifest.emitted_bytes or 0)
+        emit = None if options.emit is None else EmitFile(options.emit, manifest.emitted_bytes)
         run = kept(options)
         return supervise(options, work, plan, stdout, None, recovery_of(options, store, emit, run, manifest))
 

@@ -91,7 +91,8 @@ def check_store(options: argparse.Namespace) -> None:
     """
     if options.store is None:
         for name in _OF_A_STORE:
-            if getattr(options, name) not in (None, False):
+            # By identity: `--restarts 0` is given.
+            if not any(getattr(options, name) is each for each in (None, False)):
                 raise InputError(f"--{name.replace('_', '-')} does not go without --store", hint="--store DIR")
     elif options.log is not None:
         raise InputError(

@@ -32,7 +32,7 @@ from mpsnap.core.events import (
 from mpsnap.core.program import assign
 from mpsnap.runtime.outputs import Sink
 from mpsnap.runtime.recovering import RecoveringSupervisor
-from mpsnap.runtime.recovery import Recovery
+from mpsnap.runtime.recovery import Recovery, Restarts
 from mpsnap.store.contract import is_recovery_point
 from mpsnap.store.directory import DirectoryStore
 from mpsnap.store.disk import Disk
@@ -335,6 +335,17 @@ def test_outputs_that_cannot_be_written_end_the_cluster_and_stay_in_the_store(tm
 
 
 # --- The budget. ---
+
+
+def test_each_restart_in_a_row_waits_twice_as_long_and_a_minute_forgives_all() -> None:
+    restarts = Restarts(5)
+    assert [restarts.next_pause(float(second)) for second in range(6)] == [0.0, 0.1, 0.2, 0.4, 0.8, None]
+    assert restarts.next_pause(60.0) is None, "the first was no more than a minute ago"
+    assert restarts.next_pause(60.5) == 0.8
+    assert restarts.next_pause(1000.0) == 0.0
+    assert Restarts(0).next_pause(0.0) is None
+    many = Restarts(100)
+    assert max(filter(None, (many.next_pause(0.0) for _ in range(100)))) == 5.0
 
 
 def test_deaths_that_are_intended_cost_nothing_of_the_budget(tmp_path: Path) -> None:
