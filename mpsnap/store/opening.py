@@ -46,16 +46,16 @@ class StoredSnapshots:
     more), and `SnapshotCorrupt` if it is not what was committed.
     """
 
-    def __init__(self, reader: SnapshotReader) -> None:
-        self._reader = reader
+    def __init__(self, store: SnapshotReader) -> None:
+        self._store = store
 
     def numbers(self) -> tuple[int, ...]:
         """Return the numbers of the snapshots that are there, the newest last."""
-        return self._reader.numbers()
+        return self._store.numbers()
 
     def load(self, number: int) -> GlobalSnapshot:
         """Return a snapshot, checked; the files of large states are checked when somebody looks at them."""
-        return self._reader.load(number)
+        return self._store.load(number)
 
     def __getitem__(self, number: int) -> GlobalSnapshot:
         return self.load(number)
@@ -77,7 +77,7 @@ class StoredSnapshots:
 
     def manifest(self, number: int) -> Manifest:
         """Return what a snapshot says of itself: time, topology, programs, counts, files; nothing else is read."""
-        return self._reader.manifest(number)
+        return self._store.manifest(number)
 
     def verify(self, number: int) -> None:
         """Read all of a snapshot, test its checksums, look at every value and prove the cut consistent.
@@ -86,7 +86,7 @@ class StoredSnapshots:
             SnapshotCorrupt: It is not what was committed.
             ConsistencyError: It is, and the cut is not consistent.
         """
-        with self._reader.contents(number) as contents:
+        with self._store.contents(number) as contents:
             contents.verify()
             if not contents.manifest.verified:
                 contents.snapshot().verify()
@@ -97,7 +97,7 @@ class StoredSnapshots:
 
     def close(self) -> None:
         """Give the store up; also right twice. Snapshots that were loaded stay readable."""
-        self._reader.close()
+        self._store.close()
 
     def __iter__(self) -> Iterator[GlobalSnapshot]:
         for number in self.numbers():
