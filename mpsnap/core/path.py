@@ -263,7 +263,7 @@ def _told(value: object, held: Inside) -> str:
     """Return in words what a value is, but nothing of what is in it but its keys."""
     if type(value) is Pickled:
         return f"a pickle of {value.size} bytes, which is never loaded"
-    kind = value.name if type(value) is Opaque else type(value).__name__
+    kind = value.name.rpartition(":")[2] if type(value) is Opaque else type(value).__name__
     name = f"{'an' if kind[:1] in 'aeiouAEIOU' else 'a'} {_short(kind)}"
     for parts, noun in ((held.items, "item"), (held.elements, "element"), (held.entries, "entry")):
         if parts is not None:
