@@ -13,7 +13,7 @@ from uuid import UUID
 
 import pytest
 from cli_harness import cut
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from keeping import RING, three
 
@@ -41,6 +41,8 @@ class Colour(Enum):
     BLUE = 2
 
 
+#: However slow the machine is.
+PATIENT = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 HERE = Codec(types=[Account, Pair, Colour])
 STRANGER = Codec()
 
@@ -112,6 +114,7 @@ def is_under(path: str, above: str) -> bool:
 # --- Values. ---
 
 
+@PATIENT
 @given(VALUES)
 def test_a_value_does_not_differ_from_itself_nor_from_its_copy(value: object) -> None:
     assert diff_values(value, value) == ()
@@ -119,11 +122,13 @@ def test_a_value_does_not_differ_from_itself_nor_from_its_copy(value: object) ->
     assert diff_values(copy, again) == ()
 
 
+@PATIENT
 @given(VALUES, VALUES)
 def test_values_differ_if_they_are_not_exactly_the_same(one: object, other: object) -> None:
     assert (diff_values(one, other) == ()) is (exact(one) == exact(other))
 
 
+@PATIENT
 @given(VALUES, VALUES)
 def test_changes_are_at_exactly_the_places_that_differ(old: object, new: object) -> None:
     changes = diff_values(old, new)
@@ -149,6 +154,7 @@ def test_changes_are_at_exactly_the_places_that_differ(old: object, new: object)
                 assert exact(look_up(other, path)) == exact(leaf), f"{path} differs, and no change says so"
 
 
+@PATIENT
 @given(VALUES, VALUES)
 def test_the_difference_is_the_same_from_the_other_side(one: object, other: object) -> None:
     swapped = {"added": "removed", "removed": "added"}
@@ -157,6 +163,7 @@ def test_the_difference_is_the_same_from_the_other_side(one: object, other: obje
     assert there == back
 
 
+@PATIENT
 @given(VALUES, VALUES)
 def test_who_does_not_know_the_classes_sees_the_same_differences(one: object, other: object) -> None:
     """But for the names of a NamedTuple's fields, which are kept with its class alone."""
@@ -185,7 +192,7 @@ def test_who_does_not_know_the_classes_sees_the_same_differences(one: object, ot
         (Counter("aab"), Counter("abb"), [("a", "changed"), ("b", "changed")]),
         (OrderedDict(a=1, b=2), OrderedDict(b=2, a=1), [("", "reordered")]),
         ({"a": 1, "b": 2}, {"b": 2, "a": 1}, []),
-        (defaultdict(int, a=1), defaultdict(float, a=1), [("", "changed")]),
+        (defaultdict(int, a=1), defaultdict(float, a=1.0), [("", "changed")]),
         (Account("ann", 1), Account("ann", 2), [("balance", "changed")]),
         (Pair(1, 2), Pair(1, 3), [("right", "changed")]),
         (Opaque("m:P", [1, 2]), Opaque("m:P", [1, 3]), [("[1]", "changed")]),

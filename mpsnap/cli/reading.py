@@ -28,6 +28,7 @@ from mpsnap.core.snapshot import GlobalSnapshot
 from mpsnap.core.topology import listed, shown, suggestion
 from mpsnap.store.directory import DirectoryStore
 from mpsnap.store.opening import StoredSnapshots, open_store
+from mpsnap.views.difference import diff_table
 from mpsnap.views.document import (
     channel_document,
     diff_document,
@@ -39,7 +40,6 @@ from mpsnap.views.document import (
 from mpsnap.views.reading import (
     Listed,
     channel_table,
-    diff_table,
     kept_line,
     listing_table,
     node_table,

@@ -40,11 +40,16 @@ def snapshot_table(snapshot: GlobalSnapshot, simulated: bool = False, full: bool
         (f"{src} -> {dst}", len(messages), messages_shown(messages, None if full else MESSAGES_WIDTH))
         for (src, dst), messages in busy[:most]
     ]
-    parts = [snapshot_line(snapshot, simulated), table(nodes, ("node", "state", "sent", "received"), "llrr")]
+    if full:
+        rows = [(name, sent, received, state) for name, state, sent, received in nodes]
+        text = loose_table(rows, ("node", "sent", "received", "state"), "lrrl")
+    else:
+        text = table(nodes, ("node", "state", "sent", "received"), "llrr")
+    parts = [snapshot_line(snapshot, simulated), text]
     if len(nodes) < len(snapshot.nodes):
         parts.append(f"and {count(len(snapshot.nodes) - len(nodes), 'more node')}")
     if held:
-        parts.append(table(held, ("channel", "in flight", "messages, oldest first"), "lrl"))
+        parts.append(loose_table(held, ("channel", "in flight", "messages, oldest first"), "lrl"))
     if len(held) < len(busy):
         rest = sum(len(messages) for _, messages in busy[len(held) :])
         parts.append(f"and {count(rest, 'more message')} on {count(len(busy) - len(held), 'more channel')}")
@@ -164,3 +169,12 @@ def table(rows: Sequence[Sequence[object]], headers: Sequence[str], alignment: s
     # Text stays text: tabulate would otherwise read a state of "1e5" as a number and print 100000.
     text = tabulate(rows, headers=headers, disable_numparse=True, colalign=sides)
     return "\n".join(line.rstrip() for line in text.splitlines())
+
+
+def loose_table(rows: Sequence[Sequence[object]], headers: Sequence[str], alignment: str) -> str:
+    """Return rows as a table whose last column may be of any width: no line is longer than what stands in it."""
+    head, rule, *lines = table([(*row[:-1], "*") for row in rows], headers, alignment).splitlines()
+    shortest = [f"{line[:-1]}{row[-1]}".rstrip() for line, row in zip(lines, rows, strict=True)]
+    beside = len(head) - len(headers[-1])
+    longest = max(map(len, shortest), default=0) - beside
+    return "\n".join([head, rule[:beside] + "-" * min(80, max(longest, len(headers[-1]) + 2)), *shortest])
