@@ -141,6 +141,7 @@ class JournaledCore(NodeCore):
     def _take_in_a_row(self, src: str, now: float, until: float) -> None:
         taking = self.protocol.taking(src)
         self._begin("on_message")
+        self._sender = src
         self._interrupted = False
         for payload in islice(taking, RUN_MESSAGES):
             # Each at its place between what else happens.

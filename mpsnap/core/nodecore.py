@@ -138,6 +138,8 @@ class NodeCore:
         #: The hook that is running, or "waiting" between hooks; and whether one that may send is.
         self._hook = "waiting"
         self._may_send = False
+        #: Who has sent the message that is being handled, or was the last.
+        self._sender = ""
         #: Whether no further message is to be taken in a row; and how many are, between two looks at the clock.
         self._interrupted = False
         self._stride = 1
@@ -206,6 +208,11 @@ class NodeCore:
     def hook(self) -> str:
         """The hook that is running, or "waiting"."""
         return self._hook
+
+    @property
+    def in_hand(self) -> tuple[str, int] | None:
+        """The sender and the number of the message that is being handled, None outside of `on_message`."""
+        return (self._sender, self.protocol.received(self._sender)) if self._hook == "on_message" else None
 
     @property
     def passive(self) -> bool:
@@ -346,6 +353,7 @@ class NodeCore:
     def _take_in_a_row(self, src: str, now: float, until: float) -> None:
         taking = self.protocol.taking(src)
         self._begin("on_message")
+        self._sender = src
         node, ctx, make, clock = self._node, self._ctx, self.codec.rows.make, self._clock
         self._interrupted = False
         left = RUN_MESSAGES
@@ -399,6 +407,7 @@ class NodeCore:
     def _handle(self, src: str, payload: object) -> None:
         value = thaw(payload, self.codec)
         # `_run` and `_begin` written out: this is what runs once per message.
+        self._sender = src
         self._hook = "on_message"
         self._may_send = True
         if self._tells_phases:
