@@ -77,8 +77,18 @@ def test_the_other_commands_run(command: str) -> None:
 
 
 @pytest.mark.processes
+def test_a_run_survives_the_deaths_that_it_is_dealt(tmp_path: Path) -> None:
+    (command,) = blocks("sh")[3].splitlines()
+    printed = run(command.replace("python", sys.executable, 1), tmp_path).splitlines()[-1]
+    (said,) = [block.strip() for block in blocks("") if "lost; every" in block]
+    shape = r"\d+ deaths?, \d+ recover(?:y|ies), [\d.]+ s lost; every snapshot was consistent"
+    assert re.fullmatch(shape, printed)
+    assert re.fullmatch(shape, said)
+
+
+@pytest.mark.processes
 def test_the_picture_is_what_its_commands_make(tmp_path: Path) -> None:
-    for command in blocks("sh")[3].splitlines():
+    for command in blocks("sh")[4].splitlines():
         run([sys.executable, *shlex.split(command)[1:]], tmp_path)
     assert (tmp_path / "small.svg").read_bytes() == (ROOT / "tests" / "golden" / "small.svg").read_bytes()
     assert "tests/golden/small.svg" in README
@@ -86,8 +96,8 @@ def test_the_picture_is_what_its_commands_make(tmp_path: Path) -> None:
 
 @pytest.mark.processes
 def test_the_exploration_finds_what_it_says(tmp_path: Path) -> None:
-    (command,) = blocks("sh")[4].splitlines()
-    printed = run([sys.executable, *shlex.split(command)[1:]], tmp_path)
+    commands = [shlex.split(command)[1:] for command in blocks("sh")[5].splitlines()]
+    printed = "".join(run([sys.executable, *command], tmp_path) for command in commands)
     (said,) = [block for block in blocks("") if block.startswith("tokens on ring:3")]
     assert re.sub(r"in [\d.]+ s", "", printed) == re.sub(r"in [\d.]+ s", "", said)
 

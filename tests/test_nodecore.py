@@ -10,11 +10,12 @@ import pytest
 from harness import PLAIN, Clock, CoreWorld, RecordingDriver, Solo, captured, graph, snap, state_of
 
 from mpsnap.core.codec import Codec, thaw
+from mpsnap.core.driver import Encode
 from mpsnap.core.errors import CodecError, MpsnapError, ProtocolError, SnapshotError
 from mpsnap.core.history import Entry
 from mpsnap.core.journal import EntryJournal, JournaledCore
 from mpsnap.core.node import PHASES, Context, Node
-from mpsnap.core.nodecore import RUN_MESSAGES, STRIDE, Encode
+from mpsnap.core.nodecore import RUN_MESSAGES, STRIDE
 from mpsnap.core.protocol import Marker, SnapshotId
 from mpsnap.core.rng import CounterRandom
 from mpsnap.core.snapshot import Timer, UnfinishedState

@@ -13,10 +13,19 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NamedTuple
 
-from mpsnap.core.errors import ConsistencyError, InvariantError, MpsnapError, NodeError, SnapshotError
+from mpsnap.core.errors import (
+    ConsistencyError,
+    InvariantError,
+    MpsnapError,
+    NodeError,
+    SnapshotError,
+    SnapshotLost,
+    StoreError,
+)
 from mpsnap.core.events import (
     ClusterStarted,
     ClusterStopped,
+    CommandLost,
     Event,
     Initiated,
     Replied,
@@ -26,6 +35,7 @@ from mpsnap.core.events import (
 from mpsnap.core.protocol import SnapshotId
 from mpsnap.core.script import Script, Send, Snapshot, Tick
 from mpsnap.core.snapshot import Invariant, check_invariants
+from mpsnap.runtime.chaos import Chaos
 from mpsnap.runtime.supervisor import Supervisor
 
 #: How long a stop after a signal may take before nodes are killed; shorter than an orderly end's, somebody waits.
@@ -51,7 +61,17 @@ class Plan(NamedTuple):
 
 
 class Conductor:
-    """Carry a plan, and a script if there is one, out on a supervisor."""
+    """Carry a plan, and a script if there is one, out on a supervisor.
+
+    Args:
+        supervisor: What is conducted, not yet started.
+        plan: When snapshots are taken, and when it ends.
+        script: Lines to be issued, None for none.
+        invariants: Must be true of every snapshot.
+        audience: Is told each event.
+        patience: Seconds that nodes have to stop after a signal.
+        chaos: Comes over the nodes while they run, None if nothing does.
+    """
 
     def __init__(
         self,
@@ -60,13 +80,20 @@ class Conductor:
         script: Script | None,
         invariants: Sequence[Invariant],
         audience: Callable[[Event], None],
+        *,
+        patience: float = INTERRUPTED_STOP_SECONDS,
+        chaos: Chaos | None = None,
     ) -> None:
         self._supervisor = supervisor
         self._plan = plan
+        self._patience = patience
+        self._chaos = chaos
         self._script = _ScriptRunner(supervisor, script) if script else None
         self._invariants = invariants
         self._audience = audience
         self._initiators = itertools.cycle(plan.initiators)
+        #: The snapshots of the plan that are open, and how many of it have begun and were not lost.
+        self._open: set[SnapshotId] = set()
         self._begun = 0
         self._due = 0.0
         self._signals = 0
@@ -74,6 +101,8 @@ class Conductor:
         #: When all nodes were ready, on the monotonic clock; 0 before.
         self.started = 0.0
         self.error: MpsnapError | None = None
+        #: Whether there is no hope any more that a cut proves the end of the program.
+        self._undecided = False
 
     @property
     def interrupted(self) -> bool:
@@ -113,17 +142,21 @@ class Conductor:
         if self._signals > 1:
             self._supervisor.kill()
         elif self._signals == 1:
-            self._stop(INTERRUPTED_STOP_SECONDS)
+            self._stop(self._patience)
         elif self._supervisor.state == "running" and not self._stopping:
             if self._script is not None:
                 self._script.act()
             self._begin_snapshots()
             if self._is_over():
                 self._stop(None)
+        if self._chaos is not None and not self._stopping:
+            self._chaos.act()
 
     def _stop(self, seconds: float | None) -> None:
         if not self._stopping:
             self._stopping = True
+            if self._chaos is not None:
+                self._chaos.end()
             self._supervisor.stop() if seconds is None else self._supervisor.stop(seconds)
 
     def _pause(self) -> float:
@@ -131,6 +164,8 @@ class Conductor:
             return _IDLE_SECONDS
         now = time.monotonic()
         waits = [_IDLE_SECONDS]
+        if self._chaos is not None:
+            waits.append(self._chaos.due - now)
         if self._script is not None:
             waits.append(self._script.due - now)
         has_room = self._supervisor.open_snapshots < self._plan.concurrent
@@ -141,6 +176,9 @@ class Conductor:
         return max(0.0, min(waits))
 
     def _wants_snapshots(self) -> bool:
+        # One after the other without a gap would keep a run that is over from its end.
+        if self._has_run_out():
+            return False
         if self._plan.limit is not None and self._begun >= self._plan.limit:
             return False
         # One that is due when the time is over is still taken.
@@ -155,7 +193,7 @@ class Conductor:
         for _ in range(room):
             if not self._wants_snapshots() or (plan.every is None and self._time_is_over(now)):
                 return
-            self._supervisor.trigger(next(self._initiators))
+            self._open.add(self._supervisor.trigger(next(self._initiators)))
             self._begun += 1
         if plan.every is not None and room > 0:
             # No debt: what could not be begun in time is left out.
@@ -175,12 +213,16 @@ class Conductor:
         if self._time_is_over(time.monotonic()):
             self.error = self.error or self._unfinished()
             return True
-        if self._script is not None:
-            return self._script.done
-        if self._plan.limit and self._begun >= self._plan.limit:
+        if self._script is None and self._plan.limit and self._begun >= self._plan.limit:
             return True
+        return self._has_run_out()
+
+    def _has_run_out(self) -> bool:
+        """Whether the script, or the program if it ends by itself, has come to its end."""
+        if self._script is not None:
+            return self._script.done or self._script.error is not None
         # A probe that was abandoned cannot prove the end, and nothing says that the next one would.
-        ended = self._supervisor.terminated is not None or self.error is not None
+        ended = self._supervisor.terminated is not None or self._undecided
         return self._plan.until_terminated and ended
 
     def _unfinished(self) -> SnapshotError | None:
@@ -201,7 +243,7 @@ class Conductor:
             # What the end takes with it is no failure of the snapshot, and no news: why it ended comes next.
             if self._stopping or self._supervisor.ended:
                 return
-            self.error = self.error or event.error
+            self._on_abandoned(event)
         elif isinstance(event, ClusterStopped):
             # A SIGTERM to all processes at once, as service managers send it, is no failure of the nodes that it ends.
             told = isinstance(event.error, NodeError) and event.error.status == "killed by SIGTERM"
@@ -210,10 +252,22 @@ class Conductor:
             self._script.attend(event)
         self._audience(event)
         if isinstance(event, SnapshotCompleted):
+            self._open.discard(event.snapshot.id)
             try:
                 check_invariants(event.snapshot, self._invariants)
             except InvariantError as error:
                 self.error = self.error or error
+
+    def _on_abandoned(self, event: SnapshotAbandoned) -> None:
+        planned = event.snapshot_id in self._open
+        self._open.discard(event.snapshot_id)
+        if isinstance(event.error, SnapshotLost):
+            # The cluster goes on, and one that was to be taken is taken again.
+            self._begun -= planned
+            return
+        self.error = self.error or event.error
+        # Of a store that has no room for one snapshot, the next one may tell the end all the same.
+        self._undecided = self._undecided or not (planned and isinstance(event.error, StoreError))
 
 
 class _ScriptRunner:
@@ -226,6 +280,8 @@ class _ScriptRunner:
         self._last = script.steps[-1].line
         #: What the line that was issued waits for: a ticket, a snapshot id, or nothing.
         self._awaited: int | SnapshotId | None = None
+        #: The lines of snapshots that are open.
+        self._open: dict[SnapshotId, Snapshot] = {}
         #: When the next line may be issued.
         self.due = 0.0
         #: When the line that waits for tokens gives up.
@@ -255,6 +311,7 @@ class _ScriptRunner:
             self._patience = min(self._patience, time.monotonic() + SEND_SECONDS)
         elif isinstance(step, Snapshot):
             self._awaited = self._supervisor.trigger([step.node])
+            self._open[self._awaited] = step
         elif isinstance(step, Tick):
             self._next(time.monotonic() + step.count / 1000)
 
@@ -262,8 +319,27 @@ class _ScriptRunner:
         """Take note of an acknowledgement."""
         if isinstance(event, Replied) and event.ticket == self._awaited:
             self._on_reply(event.value)
+        elif isinstance(event, CommandLost) and event.ticket == self._awaited:
+            self._again()
+        elif isinstance(event, SnapshotAbandoned) and isinstance(event.error, SnapshotLost):
+            self._on_lost(event.snapshot_id)
         elif isinstance(event, Initiated | SnapshotAbandoned) and event.snapshot_id == self._awaited:
             self._next(0.0)
+        elif isinstance(event, SnapshotCompleted):
+            self._open.pop(event.snapshot.id, None)
+
+    def _again(self) -> None:
+        """Issue the same line once more."""
+        self._awaited = None
+        self.due = 0.0
+
+    def _on_lost(self, snapshot_id: SnapshotId) -> None:
+        step = self._open.pop(snapshot_id, None)
+        if snapshot_id == self._awaited:
+            self._again()
+        elif step is not None:
+            # Before what was to come next, unless that is under way: then it stays the next to be acknowledged.
+            self._steps.insert(len(self._steps) - (self._awaited is not None), step)
 
     def _on_reply(self, accepted: object) -> None:
         step = self._steps[-1]

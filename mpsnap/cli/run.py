@@ -7,9 +7,11 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any, TextIO
 
-from mpsnap.cli.conduct import Conductor, Plan
+from mpsnap.cli.conduct import INTERRUPTED_STOP_SECONDS, Conductor, Plan
+from mpsnap.cli.emit import EmitFile
 from mpsnap.cli.logfile import add_log, head_of
 from mpsnap.cli.options import (
     Work,
@@ -25,10 +27,14 @@ from mpsnap.cli.options import (
     seconds,
 )
 from mpsnap.cli.show import Driving, Result, Show, started_line, writing
+from mpsnap.cli.storing import add_store, check_store, fresh_recovery
 from mpsnap.core.errors import MpsnapError, one_line
 from mpsnap.core.events import ClusterStarted, Event, SnapshotCompleted
+from mpsnap.runtime.chaos import Chaos
 from mpsnap.runtime.journal import RunLog
-from mpsnap.runtime.supervisor import Supervisor
+from mpsnap.runtime.recovering import RecoveringSupervisor
+from mpsnap.runtime.recovery import Recovery
+from mpsnap.runtime.supervisor import STOP_SECONDS, Supervisor
 
 DEFAULT_SECONDS = 5.0
 DEFAULT_EVERY = 1.0
@@ -39,6 +45,7 @@ examples:
   python -m mpsnap run bank --topology ring:6 --invariant mpsnap.apps.bank:audit
   python -m mpsnap run --snapshots 100 --concurrent 5 --format json > run.json
   python -m mpsnap run path/to/file.py:MyNode --param size=10 --duration 2
+  python -m mpsnap run --store kept --chaos kill=2,seed=7   # nodes are killed, and the run goes on
 """
 
 
@@ -67,11 +74,17 @@ def add_parser(verbs: Any) -> None:
         "--snapshots", type=positive, metavar="N", help="end after N; without --snapshot-every one right after another"
     )
     add_initiator(when)
-    when.add_argument("--concurrent", type=few, default=1, metavar="K", help="snapshots open at once (default 1)")
-    when.add_argument("--timeout", type=seconds, default=30.0, metavar="S", help="of one snapshot (default 30)")
+    add_pace(when)
+    add_store(parser)
     add_output(parser)
     add_log(parser)
     parser.set_defaults(carry_out=carry_out)
+
+
+def add_pace(when: Any) -> None:
+    """Add the options of snapshots that are the same whether a run begins or goes on."""
+    when.add_argument("--concurrent", type=few, default=1, metavar="K", help="snapshots open at once (default 1)")
+    when.add_argument("--timeout", type=seconds, default=30.0, metavar="S", help="of one snapshot (default 30)")
 
 
 def carry_out(options: argparse.Namespace) -> Result:
@@ -88,10 +101,11 @@ def carry_out(options: argparse.Namespace) -> Result:
 
 def _run(options: argparse.Namespace, stdout: TextIO) -> Result:
     check_paths(options)
+    check_store(options)
     work = find_work(options)
-    plan = _plan(options, work)
-    with _logged(options, work) as log:
-        return _supervise(options, work, plan, log, stdout)
+    plan = plan_of(options, work)
+    with _logged(options, work) as log, fresh_recovery(options) as recovery:
+        return supervise(options, work, plan, stdout, log, recovery)
 
 
 @contextlib.contextmanager
@@ -106,29 +120,60 @@ def _logged(options: argparse.Namespace, work: Work) -> Iterator[RunLog | None]:
         log.close()
 
 
-def _supervise(options: argparse.Namespace, work: Work, plan: Plan, log: RunLog | None, stdout: TextIO) -> Result:
-    supervisor = Supervisor(
-        work.topology,
-        work.programs,
-        start_method=options.start_method,
-        seed=options.seed,
-        snapshot_timeout=options.timeout,
-        until_terminated=work.until_terminated,
-        journals=None if log is None else log.specs(),
-        fork_captures=options.fork_captures,
-    )
+def supervise(
+    options: argparse.Namespace,
+    work: Work,
+    plan: Plan,
+    stdout: TextIO,
+    log: RunLog | None,
+    recovery: Recovery | None,
+) -> Result:
+    """Run and show; with a `recovery` the run survives the death of its nodes.
+
+    Raises:
+        InputError: This machine cannot hold it, or a place to write to cannot be written to; nothing was started.
+    """
+    settings = {
+        "start_method": options.start_method,
+        "seed": options.seed,
+        "snapshot_timeout": options.timeout,
+        "until_terminated": work.until_terminated,
+        "journals": None if log is None else log.specs(),
+        "fork_captures": options.fork_captures,
+        "handler_deadline": options.handler_deadline,
+    }
+    supervisor: Supervisor
+    if recovery is None:
+        supervisor = Supervisor(work.topology, work.programs, **settings)
+    else:
+        supervisor = RecoveringSupervisor(work.topology, work.programs, recovery, **settings)
+    sink = None if recovery is None else recovery.sink
     try:
-        driving = Driving("processes", supervisor.start_method, supervisor.totals)
-        with Show(options, work, driving, stdout) as show:
+        driving = Driving("processes", supervisor.start_method, supervisor.totals, sink is not None)
+        with (
+            Show(options, work, driving, stdout) as show,
+            sink if isinstance(sink, EmitFile) else nullcontext(),
+        ):
             if supervisor.notice:
                 show.narrate(supervisor.notice)
-            attend = _Attention(show, work, plan, supervisor.start_method, log)
-            result = _conduct(Conductor(supervisor, plan, work.script, work.invariants, attend), show)
+            result = _conduct(_conductor(options, work, plan, supervisor, show, log), show)
             if log is not None:
                 _merge(log, supervisor, show)
             return result
     finally:
         supervisor.close()
+
+
+def _conductor(
+    options: argparse.Namespace, work: Work, plan: Plan, supervisor: Supervisor, show: Show, log: RunLog | None
+) -> Conductor:
+    attend = _Attention(show, work, plan, supervisor.start_method, log)
+    patience, chaos = INTERRUPTED_STOP_SECONDS, None
+    if isinstance(supervisor, RecoveringSupervisor):
+        # The last cut has to get to the disk, too.
+        patience = STOP_SECONDS
+        chaos = None if options.chaos is None else Chaos(supervisor, options.chaos, show.narrate)
+    return Conductor(supervisor, plan, work.script, work.invariants, attend, patience=patience, chaos=chaos)
 
 
 def _merge(log: RunLog, supervisor: Supervisor, show: Show) -> None:
@@ -194,7 +239,12 @@ class _Attention:
         self._show.open_bar(plan.limit or None, form)
 
 
-def _plan(options: argparse.Namespace, work: Work) -> Plan:
+def plan_of(options: argparse.Namespace, work: Work) -> Plan:
+    """Return when snapshots are taken and when the run ends.
+
+    Raises:
+        InputError: An initiator is no node.
+    """
     asked = options.snapshots is not None or options.snapshot_every is not None
     # Scripts and programs that end by themselves take no snapshots in turn unless told to.
     by_itself = work.script is not None or work.until_terminated

@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from mpsnap.cli.options import Work
-from mpsnap.core.errors import InputError, MpsnapError, OutputError, one_line
-from mpsnap.core.events import Emitted, Event, Logged, SnapshotAbandoned, SnapshotCompleted
+from mpsnap.core.errors import ConsistencyError, InputError, MpsnapError, OutputError, one_line
+from mpsnap.core.events import Emitted, Event, Logged, NodeDied, Recovered, SnapshotAbandoned, SnapshotCompleted
 from mpsnap.core.snapshot import MOST_STORED, GlobalSnapshot
-from mpsnap.views.document import output_document, run_document, snapshot_document
+from mpsnap.views.document import death_document, output_document, run_document, snapshot_document
 from mpsnap.views.snapfile import snap_text
 from mpsnap.views.tables import count, duration_shown, outputs_table, snapshot_line, snapshot_table
 
@@ -45,6 +45,8 @@ class Driving(NamedTuple):
     start_method: str | None
     #: Returns how many messages were sent and received so far.
     totals: Callable[[], tuple[int, int]]
+    #: Whether it writes the file of `--emit` itself.
+    writes_emitted: bool = False
 
 
 class Show:
@@ -68,6 +70,8 @@ class Show:
         self._taken = 0
         self._durations: list[float] = []
         self._outputs: list[tuple[str, int, object]] = []
+        self._deaths: list[NodeDied] = []
+        self._recoveries: list[Recovered] = []
         self._emit: IO[str] | None = None
         self._bar: tqdm[Any] | None = None
 
@@ -80,7 +84,7 @@ class Show:
                 raise InputError(f"cannot be made: {error.strerror}", where=out or "''") from error
             if not os.access(out, os.W_OK | os.X_OK):
                 raise InputError("cannot be written to", where=out)
-        if self._options.emit is not None:
+        if self._options.emit is not None and not self._driving.writes_emitted:
             # By lines, so that it can be followed while it grows.
             self._emit = open_output(self._options.emit, buffering=1)
         return self
@@ -100,6 +104,12 @@ class Show:
             self.narrate(event.error.what)
         elif isinstance(event, Emitted):
             self._on_output(event)
+        elif isinstance(event, NodeDied):
+            self._deaths.append(event)
+            self.narrate(event.error.what)
+        elif isinstance(event, Recovered):
+            self._recoveries.append(event)
+            self.narrate(f"all nodes went on from snapshot {event.number}, {event.seconds:.2f} s after the death")
         elif isinstance(event, Logged):
             self.narrate(f"{event.node}: {event.text}")
 
@@ -134,7 +144,7 @@ class Show:
             document = run_document(self._facts(seconds), documents, self._outputs, error)
             self._print(json.dumps(document, allow_nan=False))
         elif self._options.format == "table":
-            self._print_summary(seconds)
+            self._print_summary(seconds, error)
 
     # ------------------------------------------------------------------- parts
 
@@ -194,10 +204,12 @@ class Show:
             "duration_s": seconds,
             "messages_sent": sent,
             "messages_received": received,
+            "deaths": [death_document(death.node, death.error) for death in self._deaths],
+            "recoveries": [recovery._asdict() for recovery in self._recoveries],
         }
 
-    def _print_summary(self, seconds: float) -> None:
-        if self._outputs and self._emit is None:
+    def _print_summary(self, seconds: float, error: MpsnapError | None) -> None:
+        if self._outputs and self._options.emit is None:
             self._print(outputs_table(self._outputs[:OUTPUTS_SHOWN]))
             if len(self._outputs) > OUTPUTS_SHOWN:
                 self._print(f"and {len(self._outputs) - OUTPUTS_SHOWN} more records; --emit FILE keeps them all\n")
@@ -208,6 +220,11 @@ class Show:
             taken += f", median {median}"
         passed = duration_shown(seconds, True) if self._simulated else f"{seconds:.1f} s"
         self._print(f"{taken}; {count(sent, 'message')} sent and {received} received in {passed}")
+        if self._deaths:
+            lost = sum(recovery.seconds for recovery in self._recoveries)
+            recoveries = f"{len(self._recoveries)} recover{'y' if len(self._recoveries) == 1 else 'ies'}"
+            proven = "" if isinstance(error, ConsistencyError) else "; every snapshot was consistent"
+            self._print(f"{count(len(self._deaths), 'death')}, {recoveries}, {lost:.2f} s lost{proven}")
 
     def _print(self, text: str) -> None:
         with self._without_bar():

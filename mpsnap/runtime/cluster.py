@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import atexit
 import logging
-import multiprocessing
 import os
-import sys
 import threading
 import time
 import weakref
@@ -21,29 +19,37 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from mpsnap.core.errors import (
-    AppError,
     ClusterError,
     ConsistencyError,
     InputError,
     InvariantError,
     MpsnapError,
+    PreflightError,
+    SnapshotLost,
 )
 from mpsnap.core.events import (
     ClusterStarted,
     ClusterStopped,
+    CommandLost,
     Emitted,
     Event,
     Logged,
+    NodeDied,
+    Recovered,
     Replied,
     SnapshotAbandoned,
     SnapshotCompleted,
 )
-from mpsnap.core.program import NodeSpec, Program, assign
+from mpsnap.core.program import NodeSpec, assign
 from mpsnap.core.protocol import SnapshotId
 from mpsnap.core.snapshot import MOST_STORED, GlobalSnapshot, Invariant, check_invariants
 from mpsnap.core.topology import Topology, parse_topology
-from mpsnap.runtime.incarnation import EXIT_NO_MAIN_GUARD
+from mpsnap.runtime.calls import Calls, taken
+from mpsnap.runtime.main_script import refuse_to_start_in_a_node, refuse_what_a_session_cannot_ship
+from mpsnap.runtime.recovering import RecoveringSupervisor
+from mpsnap.runtime.recovery import KEEP, MOST_RESTARTS, Recovery
 from mpsnap.runtime.supervisor import SNAPSHOT_SECONDS, STOP_SECONDS, WINDOW, Supervisor
+from mpsnap.store.directory import DirectoryStore
 
 T = TypeVar("T")
 
@@ -78,16 +84,30 @@ class Cluster:
         snapshot_timeout: Seconds after which a snapshot is given up.
         invariants: Functions of a `GlobalSnapshot`, checked on every one; one that is false or raises ends the cluster.
         window: Messages of one channel that may be sent and not taken before its sender pauses.
-        allow_threads: Permit "fork" although other threads run.
+        allow_threads: Permit "fork" although other threads run; with a store, one of them is the cluster's own.
         fork_captures: Let a node with a large state fork at the cut, so that it can go on while a child encodes it.
+        handler_deadline: Seconds after which a hook that has not returned counts as a death; None for never.
+        store: A directory for snapshots, made if there is none. With it the cluster survives the death of its nodes: it
+            goes on from the newest snapshot that it has taken itself, and the first is taken before any message.
+            Records are in `outputs` once a snapshot covers them, and each exactly once.
+        keep: How many snapshots the store keeps.
+        restarts: After so many recoveries within a minute the cluster fails.
 
     Raises:
         InputError: What was asked for cannot be done; nothing was started.
+        StoreError: The store cannot be written to.
 
     Example:
         >>> with Cluster("ring:3", "mpsnap.apps.tokens:Tokens") as cluster:   # doctest: +SKIP
         ...     snapshot = cluster.snapshot("N2")
         >>> snapshot.verify()                                                 # doctest: +SKIP
+
+        With a store, a node may be killed at any moment:
+
+        >>> with Cluster("ring:3", "mpsnap.apps.tokens:Tokens", store="kept") as cluster:   # doctest: +SKIP
+        ...     os.kill(cluster.status()["nodes"]["N2"]["pid"], 9)
+        ...     cluster.snapshot().verify()
+        ...     print(cluster.deaths, cluster.recoveries)
     """
 
     def __init__(
@@ -104,32 +124,58 @@ class Cluster:
         window: int = WINDOW,
         allow_threads: bool = False,
         fork_captures: bool = True,
+        handler_deadline: float | None = None,
+        store: str | os.PathLike[str] | None = None,
+        keep: int = KEEP,
+        restarts: int = MOST_RESTARTS,
     ) -> None:
-        _refuse_to_start_in_a_node()
+        refuse_to_start_in_a_node()
         if snapshot_every is not None and not snapshot_every > 0:
             raise InputError(f"snapshot_every is {snapshot_every!r}, not a positive number of seconds")
         if isinstance(topology, str):
             topology = parse_topology(topology)
         self.topology, programs = assign(topology, nodes, params)
-        self._supervisor = Supervisor(
-            self.topology,
-            programs,
-            start_method=start_method,
-            seed=seed,
-            window=window,
-            snapshot_timeout=snapshot_timeout,
-            until_terminated=not any(program.load().endless for program in programs.values()),
-            allow_threads=allow_threads,
-            fork_captures=fork_captures,
-        )
-        _refuse_what_a_session_cannot_ship(programs, self._supervisor.start_method)
+        settings: dict[str, Any] = {
+            "start_method": start_method,
+            "seed": seed,
+            "window": window,
+            "snapshot_timeout": snapshot_timeout,
+            "until_terminated": not any(program.load().endless for program in programs.values()),
+            "allow_threads": allow_threads,
+            "fork_captures": fork_captures,
+            "handler_deadline": handler_deadline,
+        }
+        self._supervisor: Supervisor
+        self._store: DirectoryStore | None = None
+        #: Gives the store back, at the latest when nobody knows this object any more.
+        self._close_store: Callable[[], object] = lambda: None
+        if store is None:
+            self._supervisor = Supervisor(self.topology, programs, **settings)
+        else:
+            if start_method == "fork" and not allow_threads:
+                raise PreflightError(
+                    "fork is not safe in a process with threads, and a recovery starts nodes while this cluster's runs",
+                    hint="start_method='forkserver', or allow_threads=True",
+                )
+            self._store = _open_fresh(store, keep)
+            self._close_store = weakref.finalize(self, self._store.close)
+            run = {"seed": seed, "snapshot_every": snapshot_every, "window": window, "folder": os.getcwd()}
+            recovery = Recovery(self._store, keep=keep, restarts=restarts, run=run)
+            try:
+                self._supervisor = RecoveringSupervisor(self.topology, programs, recovery, **settings)
+            except BaseException:
+                self._close_store()
+                raise
+        try:
+            refuse_what_a_session_cannot_ship(programs, self._supervisor.start_method)
+        except BaseException:
+            self._close_store()
+            raise
         self._every = snapshot_every
         self._turns = 0
         self._next_snapshot = float("inf")
         self._invariants = tuple(invariants)
-        #: Snapshots that somebody waits for.
-        self._awaited: dict[SnapshotId, Future[GlobalSnapshot]] = {}
-        self._replies: dict[int, Future[object]] = {}
+        self._calls = Calls(self._supervisor, snapshot_timeout)
         self._requests: deque[Callable[[], None]] = deque()
         self._kept: deque[GlobalSnapshot] = deque(maxlen=KEPT)
         self._abandoned: deque[MpsnapError] = deque(maxlen=KEPT)
@@ -138,6 +184,8 @@ class Cluster:
         #: The periodic snapshot that is open.
         self._periodic: SnapshotId | None = None
         self._outputs: list[tuple[str, int, object]] = []
+        self._deaths: list[NodeDied] = []
+        self._recoveries: list[Recovered] = []
         #: Notified of every change of the three below.
         self._changed = threading.Condition()
         self._started = False
@@ -200,23 +248,27 @@ class Cluster:
         """Take a consistent snapshot of all nodes and channels, initiated at all of `initiators`.
 
         Initiators are added where the given ones cannot reach every node; with none given, only those needed initiate.
-        Several threads may take snapshots at once.
+        Several threads may take snapshots at once. During a recovery it waits for its end, and one that the death of a
+        node takes along is taken again.
 
         Raises:
             SnapshotError: It did not complete within `timeout` seconds; names the nodes and channels that are missing.
             InvariantError: It breaks an invariant.
             ClusterError: The cluster has failed or is not running.
         """
-        return self._request(lambda: self._begin_snapshot(initiators, timeout)).result().result()
+        return self._request(lambda: self._calls.snapshot(initiators, timeout)).result().result()
 
     def command(self, node: str, command: object) -> object:
         """Give `command`, plain data, to the node's `on_command` and return what it returns.
 
+        During a recovery it waits for its end. What a command has changed since the snapshot from which a cluster goes
+        on is undone.
+
         Raises:
             CodecError: The command is not plain data.
-            ClusterError: The cluster has failed, is not running, or has no such node.
+            ClusterError: The cluster has failed, is not running, or has no such node; or a node died before the answer.
         """
-        return self._request(lambda: self._begin_command(node, command)).result().result()
+        return self._request(lambda: self._calls.command(node, command)).result().result()
 
     def wait(self, timeout: float | None = None) -> GlobalSnapshot | None:
         """Wait until a cut proves that the program has ended by itself, and return that cut.
@@ -268,8 +320,18 @@ class Cluster:
 
     @property
     def outputs(self) -> list[tuple[str, int, object]]:
-        """What the nodes have emitted so far: (node, n, record)."""
+        """What the nodes have emitted so far: (node, n, record); with a store, what nothing can take back any more."""
         return list(self._outputs)
+
+    @property
+    def deaths(self) -> list[NodeDied]:
+        """The deaths of nodes after which a cluster with a store went on or tried to: `node` and `error` of each."""
+        return list(self._deaths)
+
+    @property
+    def recoveries(self) -> list[Recovered]:
+        """Its recoveries: the new `incarnation`, the `number` of the snapshot it began from, and `seconds`."""
+        return list(self._recoveries)
 
     def __repr__(self) -> str:
         return f"<Cluster {self.topology.name} of {len(self.topology.nodes)} nodes: {self._supervisor.state}>"
@@ -301,19 +363,10 @@ class Cluster:
             self._refuse_the_rest()
         return future
 
-    def _begin_snapshot(self, initiators: tuple[str, ...], timeout: float | None) -> Future[GlobalSnapshot]:
-        future: Future[GlobalSnapshot] = Future()
-        self._awaited[self._supervisor.trigger(initiators, timeout)] = future
-        return future
-
-    def _begin_command(self, node: str, command: object) -> Future[object]:
-        future: Future[object] = Future()
-        self._replies[self._supervisor.command(node, command)] = future
-        return future
-
     def _end(self, how: Callable[[], None]) -> None:
         if self._thread.ident is None:
             self._supervisor.close()
+            self._close_store()
             return
         if not self._in_a_fork():
             self._request(how)
@@ -350,6 +403,7 @@ class Cluster:
             while not self._supervisor.ended:
                 while self._requests:
                     self._requests.popleft()()
+                self._calls.go_on()
                 self._take_turn()
                 for event in self._supervisor.pump(self._pause()):
                     self._attend(event)
@@ -369,6 +423,7 @@ class Cluster:
                 with self._changed:
                     self._changed.notify_all()
                 self._supervisor.close()
+                self._close_store()
 
     def _pause(self) -> float:
         if self._every is None or self._supervisor.state != "running" or self._periodic is not None:
@@ -398,7 +453,15 @@ class Cluster:
         elif isinstance(event, Logged):
             LOGGER.info("%s: %s", event.node, event.text)
         elif isinstance(event, Replied):
-            self._replies.pop(event.ticket).set_result(event.value)
+            self._calls.replied(event)
+        elif isinstance(event, CommandLost):
+            self._calls.lost(event)
+        elif isinstance(event, NodeDied):
+            LOGGER.warning("%s", event.error)
+            self._deaths.append(event)
+        elif isinstance(event, Recovered):
+            LOGGER.warning("all nodes went on from snapshot %d, %.2f s after the death", event.number, event.seconds)
+            self._recoveries.append(event)
         elif isinstance(event, Emitted):
             self._outputs.append((event.node, event.n, event.record))
         elif isinstance(event, ClusterStopped):
@@ -409,17 +472,14 @@ class Cluster:
     def _complete(self, snapshot: GlobalSnapshot) -> None:
         self._periodic = None if snapshot.id == self._periodic else self._periodic
         self._keep(snapshot)
-        future = self._awaited.pop(snapshot.id, None)
         try:
             check_invariants(snapshot, self._invariants)
         except InvariantError as error:
             self._error = self._error or error
             self._supervisor.kill()
-            if future is not None:
-                future.set_exception(error)
-            return
-        if future is not None:
-            future.set_result(snapshot)
+            self._calls.completed(snapshot, error)
+        else:
+            self._calls.completed(snapshot, None)
 
     def _keep(self, snapshot: GlobalSnapshot) -> None:
         self._kept.append(snapshot)
@@ -430,10 +490,8 @@ class Cluster:
 
     def _abandon(self, event: SnapshotAbandoned) -> None:
         self._periodic = None if event.snapshot_id == self._periodic else self._periodic
-        future = self._awaited.pop(event.snapshot_id, None)
-        if future is not None:
-            future.set_exception(event.error)
-        elif self._supervisor.state == "running":
+        awaited = self._calls.abandoned(event)
+        if not awaited and self._supervisor.state == "running" and not isinstance(event.error, SnapshotLost):
             # Nobody waits for this one, and still somebody must hear of it.
             LOGGER.warning("%s", event.error)
             self._abandoned.append(event.error)
@@ -446,21 +504,25 @@ class Cluster:
     def _refuse_the_rest(self) -> None:
         """Answer everything that is still asked, now that the cluster has ended; from several threads at once."""
         # Taken out one by one: another thread may be at it too.
-        while (refuse := _taken(self._requests.popleft)) is not None:
+        while (refuse := taken(self._requests.popleft)) is not None:
             refuse()  # by the supervisor, each in its own words
-        reason = self._error or ClusterError("the cluster has stopped")
-        while (awaited := _taken(self._awaited.popitem)) is not None:
-            awaited[1].set_exception(reason)
-        while (reply := _taken(self._replies.popitem)) is not None:
-            reply[1].set_exception(reason)
+        self._calls.refuse(self._error or ClusterError("the cluster has stopped"))
 
 
-def _taken(take: Callable[[], T]) -> T | None:
-    """Return what `take` finds, None if there is nothing left."""
-    try:
-        return take()
-    except LookupError:
-        return None
+def _open_fresh(path: str | os.PathLike[str], keep: int) -> DirectoryStore:
+    """Open a store that holds no snapshots yet: those of another run would get between the cluster's own."""
+    if not (isinstance(keep, int) and keep >= 1):
+        raise InputError(f"keep is {keep!r}, not a whole number of snapshots from 1 on")
+    store = DirectoryStore(path)
+    numbers = store.numbers()
+    if numbers:
+        store.close()
+        raise InputError(
+            f"the store holds the snapshots of a run already, the newest is {numbers[-1]}",
+            where=store.path,
+            hint="another directory",
+        )
+    return store
 
 
 def _kill_the_living() -> None:
@@ -478,28 +540,3 @@ _living: weakref.WeakSet[Cluster] = weakref.WeakSet()
 atexit.register(_kill_the_living)
 # They are not the child's to end; and a lock of theirs may have been held when it was forked.
 os.register_at_fork(after_in_child=_living.clear)
-
-
-def _refuse_to_start_in_a_node() -> None:
-    """Stop a node process whose import of the user's script has come to the start of a cluster."""
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        # An exception would print one traceback a node; the exit status lets the supervisor say it once.
-        os._exit(EXIT_NO_MAIN_GUARD)
-
-
-def _refuse_what_a_session_cannot_ship(programs: Mapping[str, Program], start_method: str) -> None:
-    file = getattr(sys.modules["__main__"], "__file__", None)
-    if start_method == "fork" or (file is not None and os.path.exists(file)):
-        return
-    if file is not None:
-        # "<stdin>", for one; every new process would try to run it.
-        raise AppError(
-            f"the main script is {file}, which {start_method} cannot import again in the nodes",
-            hint="start_method='fork', or the script in a file",
-        )
-    for program in programs.values():
-        if program.reference.startswith("__main__:"):
-            raise AppError(
-                f"{program.reference} comes from an interactive session, which {start_method} cannot import",
-                hint="start_method='fork', or the class in a file",
-            )

@@ -72,7 +72,7 @@ class StoreCommits(Commits):
         programs: What each node runs.
         pickling: The nodes whose values may be pickles.
         outputs: What the nodes have put out.
-        keep: How many snapshots are kept besides the newest recovery point.
+        keep: How many snapshots are kept, the one to go on from among them.
         run: Plain data that is kept with each: how the run was started.
         last: The manifest of the recovery point that the run goes on from, None for a fresh one.
     """
@@ -133,7 +133,9 @@ class StoreCommits(Commits):
             self.last = made
             self._outputs.release(released)
         try:
-            self._store.retain(self._keep)
+            # The one to go on from is not the newest recovery point if somebody has chosen an older one.
+            last = None if self.last is None else self.last.number
+            self._store.retain(max(0, self._keep - 1), lambda manifest: manifest.number != last)
             self.surplus = None
         except StoreError as error:
             # This snapshot is there all the same, and the next one tries again.

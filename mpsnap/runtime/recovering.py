@@ -24,7 +24,15 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from mpsnap.core.errors import ClusterError, MpsnapError, NodeError, OutputError, SnapshotLost
+from mpsnap.core.errors import (
+    ClusterError,
+    MpsnapError,
+    NodeError,
+    OutputError,
+    SnapshotCorrupt,
+    SnapshotLost,
+    StoreError,
+)
 from mpsnap.core.events import (
     ClusterStarted,
     CommandLost,
@@ -73,13 +81,14 @@ class RecoveringSupervisor(Supervisor):
         #: The initial cut and the last one, while they are taken.
         self._initial: SnapshotId | None = None
         self._last: SnapshotId | None = None
-        #: Nodes that have run `on_stop`; and whether the last cut is durable, so that a death costs nothing any more.
-        self._halted: set[str] = set()
+        #: Whether the last cut is durable, or never will be, so that a death costs nothing any more.
         self._sealed = False
         #: How long the stop that was asked for may take, None if none was.
         self._stop_within: float | None = None
-        #: When the node died whose death is being recovered from.
+        #: When the first node died of those whose death is being recovered from.
         self._died = 0.0
+        #: Nodes of this incarnation whose death is intended: it is no sign that they would die for ever.
+        self.excused: set[str] = set()
 
     # ---------------------------------------------------------------- starting
 
@@ -94,12 +103,14 @@ class RecoveringSupervisor(Supervisor):
 
     def _begin_incarnation(self, number: int) -> None:
         super()._begin_incarnation(number)
+        self._halted: set[str] = set()
         self._on_note["halted"] = self._on_halted
 
     def _on_all_ready(self) -> None:
         if self._commits.last is None:
             # Before "go": what `setup` has sent is in it, and nothing has been handled.
-            self._initial = self._snapshots.trigger(self.topology.initiators(()), None)
+            self._initial = self._upcoming()
+            self._snapshots.trigger(self.topology.initiators(()), None)
         elif self.state == "recovering":
             self._go()
             self._happened(Recovered(self._number, self._commits.last.number, time.monotonic() - self._died))
@@ -107,6 +118,13 @@ class RecoveringSupervisor(Supervisor):
                 self.stop(self._stop_within)
         else:
             super()._on_all_ready()
+            # What was released on the way is covered from now on, and of several that one might go on from, this is the
+            # newest.
+            self._snapshots.trigger(self.topology.initiators(()), None)
+
+    def _upcoming(self) -> SnapshotId:
+        # Known before it is triggered: one for which the store has no room is abandoned at once.
+        return self._snapshots.upcoming(self.topology.initiators(()))
 
     @property
     def _number(self) -> int:
@@ -147,12 +165,13 @@ class RecoveringSupervisor(Supervisor):
         return not self._sealed
 
     def _fail(self, error: NodeError) -> None:
-        if self._commits.last is None or self.state == "ended" or self._insisted:
-            self._end(error)
+        if self._commits.last is None or self._insisted or self._sealed or self.state == "starting":
+            # Of the nodes that were told to stop by a signal, the first to die is not the one that did not stop.
+            self._end(self.error or error)
             return
-        self._died = time.monotonic()
-        if self.state == "stopping":
-            self._deadlines.cancel("stop")
+        now = time.monotonic()
+        self._died = self._died if self.state == "recovering" else now
+        intended = error.node in self.excused
         unanswered = dict(self._unanswered)
         try:
             self._give_up_incarnation(error)
@@ -162,31 +181,25 @@ class RecoveringSupervisor(Supervisor):
         self._happened(NodeDied(error.node, error))
         for ticket, node in unanswered.items():
             self._happened(CommandLost(ticket, node))
-        pause = self._restarts.next_pause(self._died)
-        if pause is None:
-            often = f"and that after {self._restarts.most} recoveries within {BUDGET_SECONDS:g} s"
-            self._end(
-                NodeError(
-                    f"{error.what}, {often}",
-                    node=error.node,
-                    phase=error.phase,
-                    status=error.status,
-                    traceback=error.traceback,
-                    where=error.where,
-                    hint=error.hint or "a look at what it did last; snapshots are kept, and a run can be resumed",
-                )
-            )
-        else:
-            self._deadlines.set("recover", pause, self._recover)
+        self._recover_or_end(_too_often(error, self._restarts.most), counts=not intended)
 
     def _give_up_incarnation(self, error: NodeError) -> None:
         self.state = "recovering"
         self._deadlines.clear()
         self._fence()
+        # Before they are told: the last cut is taken again, and the cluster is not to go without it.
+        self._last = None
         self._snapshots.lose_all(SnapshotLost(error.what, where=error.where))
         self._outputs.take_back()
-        self._halted.clear()
-        self._last = None
+        self.excused.clear()
+
+    def _recover_or_end(self, error: MpsnapError, *, counts: bool) -> None:
+        """Recover when it is time to, or end because of `error` if there were too many recoveries that count."""
+        pause = self._restarts.next_pause(time.monotonic()) if counts else 0.0
+        if pause is None:
+            self._end(error)
+        else:
+            self._deadlines.set("recover", pause, self._recover)
 
     def _recover(self) -> None:
         """Begin a new incarnation from the last recovery point."""
@@ -198,8 +211,15 @@ class RecoveringSupervisor(Supervisor):
             manifest = store.manifest(self._commits.last.number)
             place = store.next_incarnation()
             self._spawn(place.incarnation, place, (manifest, store.origin(manifest.number)))
-        except MpsnapError as error:
+        except SnapshotCorrupt as error:
             self._end(error)
+        except StoreError as error:
+            # A disk that is full now may not be so the next time.
+            self._recover_or_end(error, counts=True)
+        except (MpsnapError, OSError) as error:
+            if not self.ended:
+                why = error if isinstance(error, MpsnapError) else ClusterError(f"no node could be started: {error}")
+                self._end(why)
 
     # ---------------------------------------------------------------- stopping
 
@@ -215,9 +235,28 @@ class RecoveringSupervisor(Supervisor):
     def _on_halted(self, node: str) -> None:
         self._halted.add(node)
         if len(self._halted) == len(self.topology.nodes):
-            self._last = self._snapshots.trigger(self.topology.initiators(()), None, final=True)
+            self._last = self._upcoming()
+            self._snapshots.trigger(self.topology.initiators(()), None, final=True)
+
+    def _has_stopped(self, node: str) -> bool:
+        # Before the last cut is durable, nobody was asked for more than to run `on_stop`.
+        return super()._has_stopped(node) if self._sealed else node in self._halted
 
     def _seal(self) -> None:
         self._last = None
         self._sealed = True
         super()._ask_to_stop()
+
+
+def _too_often(error: NodeError, most: int) -> NodeError:
+    """Return the error of a node that has died once more than the cluster recovers from."""
+    often = f", and that after {most} recover{'y' if most == 1 else 'ies'} within {BUDGET_SECONDS:g} s" if most else ""
+    return NodeError(
+        f"{error.what}{often}",
+        node=error.node,
+        phase=error.phase,
+        status=error.status,
+        traceback=error.traceback,
+        where=error.where,
+        hint=error.hint or "a look at what it did last; snapshots are kept, and the run can be resumed",
+    )

@@ -15,7 +15,7 @@ from mpsnap.runtime.outputs import Sink
 from mpsnap.store.contract import SnapshotStore
 from mpsnap.store.manifest import Manifest
 
-#: Snapshots that are kept besides the newest recovery point.
+#: Snapshots that are kept, the one to go on from among them.
 KEEP = 10
 #: Restarts within so many seconds after which a cluster gives up: it would die of the same thing for ever.
 MOST_RESTARTS, BUDGET_SECONDS = 5, 60.0
@@ -30,7 +30,7 @@ class Recovery:
     Args:
         store: Where recovery points are committed; stays the caller's to close.
         resume: The recovery point to begin from, None for a fresh start.
-        keep: Snapshots kept besides the newest recovery point.
+        keep: Snapshots kept, the one to go on from among them.
         restarts: After so many within a minute the cluster gives up.
         sink: Where released records go besides being told.
         emit_early: Release records at once, and not with the recovery point that covers them.

@@ -56,6 +56,11 @@ def error_document(error: MpsnapError | None) -> dict[str, str | None] | None:
     return None if error is None else {"what": error.what, "where": error.where, "try": error.hint}
 
 
+def death_document(node: str, error: MpsnapError) -> dict[str, str | None]:
+    """Return the death of a node that the run has survived, or has tried to."""
+    return {"node": node, "what": error.what, "where": error.where, "try": error.hint}
+
+
 def run_document(
     run: Mapping[str, Any],
     snapshots: Iterable[Mapping[str, Any]],

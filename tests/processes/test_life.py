@@ -1035,7 +1035,7 @@ def test_a_supervisor_that_fails_leaves_nobody_waiting(monkeypatch: pytest.Monke
     def pump(timeout: float) -> list[object]:
         # A request of this very moment, by another thread: nobody will look at it in the usual way.
         asking = threading.Thread(
-            target=lambda: late.append(cluster._request(lambda: cluster._begin_snapshot((), None)))
+            target=lambda: late.append(cluster._request(lambda: cluster._calls.snapshot((), None)))
         )
         asking.start()
         asking.join()

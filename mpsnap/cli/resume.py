@@ -1,0 +1,221 @@
+"""`mpsnap resume`: go on with a run from a snapshot that it has kept, and show what follows."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from mpsnap.cli.apps import find_app
+from mpsnap.cli.emit import EmitFile
+from mpsnap.cli.options import Work, add_output, add_verb, check_paths, few, find_invariant, positive, seconds, whole
+from mpsnap.cli.run import plan_of, supervise
+from mpsnap.cli.show import Result
+from mpsnap.cli.storing import add_recovery, complete, kept, opened, recovery_of
+from mpsnap.core.errors import CodecError, InputError, SnapshotCorrupt, SnapshotIncompatible, StoreError
+from mpsnap.core.program import Program, assign, codec_of
+from mpsnap.core.snapshot import GlobalSnapshot
+from mpsnap.core.topology import listed
+from mpsnap.store.contract import SnapshotReader, is_recovery_point
+from mpsnap.store.directory import DirectoryStore
+from mpsnap.store.manifest import Manifest, check_compatible
+from mpsnap.store.reader import DirectoryReader
+
+DESCRIPTION = """\
+Go on with a run whose supervisor has died or was killed, from the newest
+snapshot in its store that a run can go on from: with the same app, topology,
+parameters and options, in the folder where it was started. Times and numbers
+of snapshots count anew. It imports the app that the snapshot names.
+"""
+
+EXAMPLES = """\
+examples:
+  python -m mpsnap resume kept   # goes on as `run --store kept` had begun
+  python -m mpsnap resume kept --duration 60 --snapshot-every 5
+  python -m mpsnap resume kept --from 3   # an older one: what was done since is done again
+"""
+
+
+def add_parser(verbs: Any) -> None:
+    """Add the verb to the command line."""
+    parser = add_verb(
+        verbs, "resume", "go on with a run from a snapshot in its store", description=DESCRIPTION, examples=EXAMPLES
+    )
+    parser.add_argument("store", metavar="DIR", help="the store of the run")
+    parser.add_argument(
+        "--from",
+        dest="number",
+        type=whole,
+        metavar="N",
+        help="go on from this snapshot and not from the newest; what was done after it is done again",
+    )
+    parser.add_argument("--allow-pickle", action="store_true", help="unpickle, which runs code from the snapshot")
+    when = parser.add_argument_group("when snapshots are taken, and when it ends (default: as the run had it)")
+    when.add_argument("--duration", type=seconds, metavar="S", help="seconds from now")
+    when.add_argument("--snapshot-every", type=seconds, metavar="S", help="seconds")
+    when.add_argument("--snapshots", type=positive, metavar="N", help="end after N from now")
+    when.add_argument("--concurrent", type=few, metavar="K", help="snapshots open at once")
+    when.add_argument("--timeout", type=seconds, metavar="S", help="of one snapshot")
+    add_recovery(parser.add_argument_group("what becomes of a death (default: as the run had it)"))
+    add_output(parser)
+    parser.set_defaults(carry_out=carry_out)
+
+
+def carry_out(options: argparse.Namespace) -> Result:
+    """Go on and show.
+
+    Raises:
+        InputError: There is nothing to go on from, or it does not fit; nothing was started.
+    """
+    stdout = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):
+        return _resume(options, stdout)
+
+
+def _resume(options: argparse.Namespace, stdout: TextIO) -> Result:
+    for name in ("store", "emit", "out"):
+        # The run goes on in another folder than this command is given in.
+        if getattr(options, name):
+            setattr(options, name, os.path.abspath(getattr(options, name)))
+    # Only a store that is there: to open one for writing makes it.
+    DirectoryReader(options.store).close()
+    with opened(options.store) as store:
+        manifest = _choose(store, options.number)
+        pickling = [node for node, entry in manifest.nodes.items() if entry.codec == "pickle"]
+        if pickling and not options.allow_pickle:
+            raise InputError(
+                f"snapshot {manifest.number} holds pickles of {listed(pickling)}, and to take them back runs code",
+                where=options.store,
+                hint="--allow-pickle, if you trust whoever has written it",
+            )
+        _read_all(store, manifest)
+        complete(options, manifest, options.store)
+        if options.events is not None:
+            raise InputError(
+                f"this run follows the script {options.events}, and how far it had come is not kept",
+                where=options.store,
+                hint="the script from its beginning, with another --store",
+            )
+        _enter(manifest.run["folder"])
+        work = _work(options, manifest)
+        if any(program.load().pickle for program in work.programs.values()) and not options.allow_pickle:
+            raise InputError("a node keeps pickles now, and to take them back runs code", hint="--allow-pickle")
+        _try_states(store, manifest, work.programs)
+        plan = plan_of(options, work)
+        check_paths(options)
+        emit = None if options.emit is None else EmitFile(options.emit, manifest.emitted_bytes)
+        run = kept(options)
+        return supervise(options, work, plan, stdout, None, recovery_of(options, store, emit, run, manifest))
+
+
+def _choose(store: DirectoryStore, number: int | None) -> Manifest:
+    """Return the manifest of the snapshot to go on from.
+
+    Raises:
+        InputError: There is none, it cannot be read, or it is no beginning.
+    """
+    try:
+        manifest = store.latest(is_recovery_point) if number is None else store.manifest(number)
+    except StoreError as error:
+        raise _unreadable(store, error, number) from error
+    if manifest is None:
+        raise InputError(
+            "there is no snapshot here to go on from",
+            where=store.path,
+            hint=f"a run from its beginning with {store.path}",
+        )
+    if manifest.run.get("final") is True:
+        earlier = _older(store, manifest.number)
+        raise InputError(
+            f"this run has ended, snapshot {manifest.number} holds what it left",
+            where=store.path,
+            hint="another --store" if earlier is None else f"--from {earlier} to go on from before its end",
+        )
+    if not is_recovery_point(manifest):
+        earlier = _older(store, manifest.number)
+        raise InputError(
+            f"snapshot {manifest.number} is none to go on from: a node began it, or another one was open",
+            where=store.path,
+            hint=None if earlier is None else f"--from {earlier}",
+        )
+    return manifest
+
+
+def _read_all(store: DirectoryStore, manifest: Manifest) -> None:
+    """Read every byte of a snapshot, as no code of anybody's sees it.
+
+    Raises:
+        InputError: It is not what was committed.
+    """
+    try:
+        store.verify(manifest.number)
+    except StoreError as error:
+        raise _unreadable(store, error, manifest.number) from error
+
+
+def _unreadable(store: DirectoryStore, error: StoreError, number: int | None) -> InputError:
+    older = None
+    if isinstance(error, SnapshotCorrupt):
+        older = _older(store, store.numbers()[-1] if number is None else number)
+    hint = error.hint if older is None else f"--from {older}, an older one: what was done after it is done again"
+    return InputError(error.what, where=error.where, hint=hint)
+
+
+def _older(store: SnapshotReader, number: int) -> int | None:
+    """Return the newest snapshot before this one that a run can go on from, None if there is none."""
+    for earlier in reversed([each for each in store.numbers() if each < number]):
+        with contextlib.suppress(StoreError):
+            manifest = store.manifest(earlier)
+            if is_recovery_point(manifest) and manifest.run.get("final") is not True:
+                return earlier
+    return None
+
+
+def _enter(folder: str) -> None:
+    """Go where the run was started: its app, and the files that it opens, are named from there."""
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise InputError(f"the run's folder cannot be entered: {error.strerror}", where=folder) from error
+    if folder not in sys.path:
+        sys.path.append(folder)
+
+
+def _work(options: argparse.Namespace, manifest: Manifest) -> Work:
+    app = find_app(options.app)
+    _, now = assign(manifest.topology, app.nodes, dict(options.param))
+    check_compatible(manifest, manifest.topology, {node: program.reference for node, program in now.items()})
+    programs = {node: Program(entry.program, dict(entry.params)) for node, entry in manifest.nodes.items()}
+    invariants = tuple(find_invariant(reference) for reference in options.invariant)
+    until_terminated = not any(program.load().endless for program in programs.values())
+    return Work(app, manifest.topology, programs, None, invariants, until_terminated)
+
+
+def _try_states(store: SnapshotReader, manifest: Manifest, programs: Mapping[str, Program]) -> None:
+    """Read every value with the classes of the program as it is now; pickles are left alone.
+
+    Raises:
+        SnapshotIncompatible: One of them does not fit any more.
+    """
+    classes = {program.reference: program.load() for program in programs.values()}
+    codecs = {node: codec_of(classes[each.reference], classes.values()).reader() for node, each in programs.items()}
+    origin = store.origin(manifest.number)
+    parts = {node: origin.part(node) for node in manifest.topology.nodes}
+    snapshot = GlobalSnapshot(
+        manifest.number, manifest.id, manifest.initiators, manifest.topology, parts, codecs, manifest.duration
+    )
+    for name, node in snapshot.nodes.items():
+        try:
+            _ = node.state
+            for src in manifest.topology.inbound(name):
+                _ = snapshot.channels[src, name]
+        except CodecError as error:
+            raise SnapshotIncompatible(
+                f"what {name} held in snapshot {manifest.number} does not fit {programs[name].reference} any more: "
+                f"{error.what}",
+                where=error.where or name,
+                hint="the program that it was taken with",
+            ) from error

@@ -1,0 +1,144 @@
+"""`Cluster` with a store: calls last over a recovery, what is lost is told, and each record comes once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import wait_until
+from recoverable import Obedient, Stage
+
+from mpsnap import Cluster, ClusterError, InputError, NodeError
+from mpsnap.store.directory import DirectoryStore
+
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(60)]
+
+
+def kill(cluster: Cluster, node: str) -> None:
+    """Kill a node, and return when the cluster has seen that."""
+    deaths = len(cluster.deaths)
+    os.kill(cluster.status()["nodes"][node]["pid"], signal.SIGKILL)
+    wait_until(lambda: len(cluster.deaths) > deaths, "the death", 30)
+
+
+def test_a_cluster_with_a_store_survives_the_death_of_a_node(tmp_path: Path, start_method: str) -> None:
+    with Cluster("ring:3", Obedient, store=tmp_path / "kept", start_method=start_method, allow_threads=True) as cluster:
+        assert cluster.command("N2", "count") == 1
+        cluster.snapshot()
+        assert cluster.command("N2", "count") == 2
+        kill(cluster, "N1")
+        assert cluster.command("N2", "count") == 2, "what was answered after the snapshot is undone"
+        snapshot = cluster.snapshot()
+        snapshot.verify()
+        assert snapshot.nodes["N2"].state["count"] == 2
+    (death,) = cluster.deaths
+    assert death.node == "N1"
+    assert isinstance(death.error, NodeError)
+    (recovery,) = cluster.recoveries
+    assert recovery.number == 1
+    assert recovery.seconds > 0
+    assert [snapshot.number for snapshot in cluster.snapshots] == [0, 1, 2, 3], "the initial one and the last too"
+    cluster.deaths.clear()
+    assert len(cluster.deaths) == 1, "a copy"
+
+
+def test_calls_during_a_recovery_wait_for_its_end(tmp_path: Path) -> None:
+    with Cluster("ring:3", Obedient, store=tmp_path / "kept") as cluster:
+        answers: list[Any] = []
+        for _ in range(3):
+            kill(cluster, "N3")
+            asking = [
+                threading.Thread(target=lambda: answers.append(cluster.snapshot().number)),
+                threading.Thread(target=lambda: answers.append(cluster.command("N1", "count"))),
+            ]
+            for thread in asking:
+                thread.start()
+            for thread in asking:
+                thread.join()
+        assert len(answers) == 6
+    assert len(cluster.recoveries) == 3
+
+
+def test_a_command_that_a_death_takes_along_says_so(tmp_path: Path) -> None:
+    with Cluster("ring:2", Obedient, store=tmp_path / "kept") as cluster:
+        with pytest.raises(ClusterError) as caught:
+            cluster.command("N2", "die")
+        assert str(caught.value) == (
+            "N2: the command to N2 was lost: a node died before it was answered; "
+            "try: giving it again, what it had changed is undone"
+        )
+        assert cluster.command("N2", "count") == 1
+
+
+def test_a_snapshot_that_a_death_takes_along_is_taken_again(tmp_path: Path) -> None:
+    """The hook that hangs keeps the snapshot open until the deadline finds it; then its node dies."""
+    mark = tmp_path / "hangs"
+    with Cluster("ring:3", Obedient, store=tmp_path / "kept", handler_deadline=0.5) as cluster:
+        failed: list[BaseException] = []
+
+        def hang() -> None:
+            try:
+                cluster.command("N2", ["hang", str(mark)])
+            except ClusterError as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=hang)
+        thread.start()
+        wait_until(mark.exists, "the hook", 30)
+        cluster.snapshot().verify()
+        thread.join()
+        assert len(failed) == 1
+    assert "N2 hangs: on_command has not returned for" in cluster.deaths[0].error.what
+
+
+def test_a_snapshot_that_is_not_taken_again_in_time_says_so(tmp_path: Path) -> None:
+    with Cluster("ring:3", Obedient, store=tmp_path / "kept") as cluster:
+        kill(cluster, "N3")
+        asked = cluster._request(lambda: cluster._calls.snapshot((), 1e-6)).result()
+        error = asked.exception(timeout=30)
+    assert error is not None
+    assert "did not complete within 1e-06 s" in str(error)
+
+
+def test_each_record_comes_once(tmp_path: Path) -> None:
+    params = {"most": 500, "deadly": 300, "mark": str(tmp_path / "mark")}
+    with Cluster("line:3", Stage, params=params, store=tmp_path / "kept", snapshot_every=0.01) as cluster:
+        assert cluster.wait(timeout=50) is not None
+    assert [record for _, _, record in cluster.outputs] == list(range(1, 501))
+    assert len(cluster.deaths) == 1
+
+
+def test_a_cluster_that_dies_for_ever_fails_after_its_restarts(tmp_path: Path) -> None:
+    params = {"most": 10, "deadly": 5, "sure": True}
+    cluster = Cluster("line:2", Stage, params=params, store=tmp_path / "kept", restarts=1)
+    with pytest.raises(NodeError, match="and that after 1 recovery within 60 s"), cluster:
+        cluster.wait(timeout=50)
+    assert len(cluster.deaths) == 2
+
+
+def test_a_store_is_of_one_cluster_and_of_one_run(tmp_path: Path) -> None:
+    path = tmp_path / "kept"
+    used = pytest.raises(InputError, match="the store is in use by this process")
+    with Cluster("ring:2", Obedient, store=path), used:
+        Cluster("ring:2", Obedient, store=path)
+    with pytest.raises(InputError, match="the store holds the snapshots of a run already, the newest is 1"):
+        Cluster("ring:2", Obedient, store=path)
+    with pytest.raises(InputError, match="keep is 0"):
+        Cluster("ring:2", Obedient, store=tmp_path / "other", keep=0)
+    Cluster("ring:2", Obedient, store=tmp_path / "never started").stop()
+    refused: dict[str, Any]
+    for refused in ({"start_method": "thread"}, {"window": 0}, {"start_method": "fork"}):
+        with pytest.raises((InputError, ValueError)):
+            Cluster("ring:2", Obedient, store=tmp_path / "other", **refused)
+    with DirectoryStore(tmp_path / "other"):
+        pass
+
+
+def test_a_handler_deadline_without_a_store_ends_the_cluster(tmp_path: Path) -> None:
+    cluster = Cluster("ring:2", Obedient, handler_deadline=0.3)
+    with pytest.raises(NodeError, match="N1 hangs: on_command has not returned for"), cluster:
+        cluster.command("N1", ["hang", str(tmp_path / "hangs")])
