@@ -243,6 +243,14 @@ class RecoveringSupervisor(Supervisor):
             self._last = self._upcoming()
             self._snapshots.trigger(self.topology.initiators(()), None, final=True)
 
+    def _unstopped(self) -> set[str]:
+        if self._sealed:
+            return super()._unstopped()
+        for collection in self._snapshots.open:
+            if collection.id == self._last:
+                return set(collection.missing(self.topology))
+        return set(self.topology.nodes) - self._halted
+
     def _seal(self) -> None:
         self._last = None
         self._sealed = True

@@ -578,7 +578,7 @@ class Supervisor:
     def _note_unstopped(self, seconds: float) -> None:
         assert self._incarnation is not None
         for node in self._incarnation.alive():
-            if node not in self._stopped:
+            if node in self._unstopped():
                 phase = self._incarnation.board.phase(node)
                 self.error = self.error or NodeError(
                     f"{node} did not stop within {seconds:g} s and was killed, {_in_phase(phase)}",
@@ -587,6 +587,10 @@ class Supervisor:
                     status="killed",
                     where=node,
                 )
+
+    def _unstopped(self) -> set[str]:
+        """Return the nodes that the end waits for."""
+        return set(self.topology.nodes) - self._stopped
 
     def _signal_rest(self, number: int) -> None:
         assert self._incarnation is not None
