@@ -238,9 +238,13 @@ class RecoveringSupervisor(Supervisor):
             self._last = self._upcoming()
             self._snapshots.trigger(self.topology.initiators(()), None, final=True)
 
-    def _has_stopped(self, node: str) -> bool:
-        # Before the last cut is durable, nobody was asked for more than to run `on_stop`.
-        return super()._has_stopped(node) if self._sealed else node in self._halted
+    def _unstopped(self) -> set[str]:
+        if self._sealed:
+            return super()._unstopped()
+        for collection in self._snapshots.open:
+            if collection.id == self._last:
+                return set(collection.missing(self.topology))
+        return set(self.topology.nodes) - self._halted
 
     def _seal(self) -> None:
         self._last = None

@@ -579,7 +579,7 @@ class Supervisor:
     def _note_unstopped(self, seconds: float) -> None:
         assert self._incarnation is not None
         for node in self._incarnation.alive():
-            if not self._has_stopped(node):
+            if node in self._unstopped():
                 phase = self._incarnation.board.phase(node)
                 self.error = self.error or NodeError(
                     f"{node} did not stop within {seconds:g} s and was killed, {_in_phase(phase)}",
@@ -589,9 +589,9 @@ class Supervisor:
                     where=node,
                 )
 
-    def _has_stopped(self, node: str) -> bool:
-        """Whether a node has done what it was asked for when the cluster was to stop."""
-        return node in self._stopped
+    def _unstopped(self) -> set[str]:
+        """Return the nodes that the end waits for."""
+        return set(self.topology.nodes) - self._stopped
 
     def _signal_rest(self, number: int) -> None:
         assert self._incarnation is not None

@@ -5,11 +5,15 @@ They live in a module of their own because every node process imports it.
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterable
 from typing import Any
 
 from mpsnap import Context, GlobalSnapshot, Node
 from mpsnap.core.events import Emitted
+from mpsnap.runtime.capture import Costs
+from mpsnap.runtime.failpoints import Failpoint, arm
 
 #: One message in so many is put out as a record: all of them would keep the supervisor busy with nothing else.
 EVERY = 8
@@ -75,7 +79,7 @@ class Ledger(Node):
 class Poisoned(Ledger):
     """Fail at one message, every time that it comes."""
 
-    def setup(self, ctx: Context, poison: int = 40, **params: Any) -> None:
+    def setup(self, ctx: Context, poison: int = 40, **params: Any) -> None:  # type: ignore[override]
         super().setup(ctx, **params)
         self.poison = poison
 
@@ -83,6 +87,35 @@ class Poisoned(Ledger):
         if ctx.name == "N2" and self.got[sender] + 1 == self.poison:
             raise ValueError(f"poison: message {self.poison} of {sender}")
         super().on_message(ctx, sender, payload)
+
+
+class Busy(Ledger):
+    """Have work of its own too, and snapshot by itself now and then."""
+
+    def on_idle(self, ctx: Context) -> bool:
+        super().on_idle(ctx)
+        if ctx.random.random() < 0.01 and not self.lonely(ctx):
+            ctx.snapshot()
+        return True
+
+    def lonely(self, ctx: Context) -> bool:
+        """Return whether its markers may not reach everybody."""
+        return not (ctx.inbound and ctx.outbound)
+
+
+class Forking(Ledger):
+    """Fork at every capture, as a large state does."""
+
+    def on_start(self, ctx: Context) -> None:
+        Costs.fork_wins = lambda self, resident: True  # type: ignore[method-assign]
+
+    def on_command(self, ctx: Context, command: Any) -> Any:
+        if command != "children":
+            # Also for the children of this process, and before it stages anything itself.
+            arm([Failpoint("mid_stage", "kill9", 5)] if command == "arm" else [], 0)
+            return None
+        with open(f"/proc/self/task/{os.getpid()}/children") as file:
+            return [int(pid) for pid in file.read().split()]
 
 
 def check_conserved(snapshot: GlobalSnapshot, total: int) -> None:
@@ -109,19 +142,56 @@ def check_records(records: Iterable[Emitted], final: GlobalSnapshot | None) -> N
         by_node.setdefault(record.node, []).append(record)
     for node, own in by_node.items():
         assert [record.n for record in own] == list(range(len(own))), f"the records of {node}"
-        due: dict[str, int] = {"setup": 0}
+        due = {"setup": 0}
         for record in own:
             assert isinstance(record.record, list)
             kind, n, _ = record.record
-            step = 1 if kind in ("tick", "setup") else EVERY
+            step = 1 if kind in ("tick", "setup", "alarm") else EVERY
+            # A run that goes on from the last cut of another puts things out behind the end.
             if kind != "stop":
                 assert n == due.setdefault(kind, step), f"{kind} of {node}"
                 due[kind] += step
-            else:
-                assert record is own[-1], "something came behind the end"
     if final is not None:
-        for name, node in final.nodes.items():
+        for name, last in final.nodes.items():
             own = by_node[name]
-            assert len(own) == node.emitted, f"{name} has put out {node.emitted}, {len(own)} came"
-            counts = {src: sum(record.record[0] == src for record in own) for src in node.received}  # type: ignore[index]
-            assert counts == {src: got // EVERY for src, got in node.received.items()}
+            assert len(own) == last.emitted, f"{name} has put out {last.emitted}, {len(own)} came"
+            kinds = [record.record[0] for record in own if isinstance(record.record, list)]
+            assert {src: kinds.count(src) for src in last.received} == {
+                src: got // EVERY for src, got in last.received.items()
+            }
+
+
+class Slow(Ledger):
+    """Take long over each message, so that many wait."""
+
+    def on_message(self, ctx: Context, sender: str, payload: Any) -> None:
+        until = time.monotonic() + 0.0005
+        while time.monotonic() < until:
+            pass
+        super().on_message(ctx, sender, payload)
+
+
+class Alarm(Ledger):
+    """Put out one record, a moment after the start and never again."""
+
+    def setup(self, ctx: Context, seconds: float = 0.3, **params: Any) -> None:  # type: ignore[override]
+        super().setup(ctx, tick=0.0, **params)
+        ctx.after(seconds, "alarm", ctx.name)
+
+    def alarm(self, ctx: Context, name: str) -> None:
+        assert name == ctx.name
+        ctx.emit(["alarm", 1, 0])
+
+
+class Ending(Ledger):
+    """Pass as many messages on as its tokens last, and then nothing more happens."""
+
+    endless = False
+
+    def setup(self, ctx: Context, tokens: int = 10, packets: int = 300) -> None:  # type: ignore[override]
+        super().setup(ctx, tokens=tokens, packets=1, tick=0.0)
+        self.packets = packets
+
+    def pass_on(self, ctx: Context, amount: int) -> None:
+        if self.sent and min(self.sent.values()) < getattr(self, "packets", 1):
+            super().pass_on(ctx, amount)
