@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks import capture, channels, eventlog, plots, report, simulator, snapshots, startup
+from benchmarks import capture, channels, eventlog, plots, recovery, report, simulator, snapshots, startup
 from benchmarks.measure import Benchmark, Row, Scale, absent, options, progress, scale_of, table
 from benchmarks.report import Report
 
@@ -32,6 +32,7 @@ MODULES: Mapping[str, Sequence[Benchmark]] = {
     "snapshots": snapshots.BENCHMARKS,
     "capture": capture.BENCHMARKS,
     "startup": startup.BENCHMARKS,
+    "recovery": recovery.BENCHMARKS,
     "eventlog": eventlog.BENCHMARKS,
     "simulator": simulator.BENCHMARKS,
 }

@@ -134,7 +134,7 @@ def _with_and_without(title: str, work: int, scale: Scale) -> Iterable[Row]:
 
 
 def _logged(topology: Topology, work: int, seconds: float) -> Run:
-    with tempfile.TemporaryDirectory(prefix="mpsnap-benchmark-") as folder:
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         return run(topology, work, seconds, Path(folder, "run.log"))
 
 

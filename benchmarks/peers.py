@@ -218,7 +218,7 @@ def _receive_lists(reader: Connection, answers: Connection) -> None:
 
 def zmq_rate(payload: str, seconds: float) -> float:
     """Return messages per second from a PUSH to a PULL socket over ipc; all but bytes are pickled one by one."""
-    with tempfile.TemporaryDirectory(prefix="mpsnap-benchmark-") as folder:
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
         address = f"ipc://{folder}/socket"
         with Processes(partial(_push, address, payload), partial(_pull, address, payload)) as processes:
             return rate(lambda: [processes.ask(1)], seconds)

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from mpsnap.core.codec import Codec, freeze, thaw
+from mpsnap.core.driver import Driver
 from mpsnap.core.errors import MpsnapError
 from mpsnap.core.node import Node
-from mpsnap.core.nodecore import Driver, NodeCore
+from mpsnap.core.nodecore import NodeCore
 from mpsnap.core.part import pack, unpack
 from mpsnap.core.protocol import Effect, LocalSnapshot, Marker, Message, Report, SnapshotId, SnapshotProtocol
 from mpsnap.core.snapshot import Captured, GlobalSnapshot
@@ -366,6 +367,8 @@ class Solo:
     name: str = "A"
     seed: int = 0
     codec: Codec = PLAIN
+    incarnation: int = 0
+    restored: LocalSnapshot | None = None
     driver: RecordingDriver = field(default_factory=RecordingDriver)
     clock: Clock = field(default_factory=Clock)
 
@@ -376,11 +379,12 @@ class Solo:
             inbound=self.inbound,
             outbound=self.outbound,
             unreachable=self.unreachable,
-            incarnation=0,
+            incarnation=self.incarnation,
             seed=self.seed,
             codec=self.codec,
             driver=self.driver,
             clock=self.clock,
+            restored=self.restored,
         )
 
     def start(self, **params: Any) -> Solo:
@@ -440,7 +444,12 @@ def state_of(captured: Captured) -> bytes:
     return captured.state
 
 
-class _WireDriver(RecordingDriver):
+def part_of(snapshot: GlobalSnapshot, node: str) -> LocalSnapshot:
+    """Return what one node contributed to a snapshot."""
+    return snapshot._locals[node]
+
+
+class WireDriver(RecordingDriver):
     """Carry out what one node of a `CoreWorld` asks for."""
 
     def __init__(self, world: CoreWorld, name: str) -> None:
@@ -466,7 +475,12 @@ class _WireDriver(RecordingDriver):
 
 
 class CoreWorld:
-    """Join one `NodeCore` per node by FIFO queues; the nodes are users' nodes."""
+    """Join one `NodeCore` per node by FIFO queues; the nodes are users' nodes.
+
+    With `recovered` they are restored from a snapshot, and the channels are empty.
+    """
+
+    driver_class = WireDriver
 
     def __init__(
         self,
@@ -474,12 +488,14 @@ class CoreWorld:
         make: Callable[[], Node],
         params: Mapping[str, Mapping[str, Any]] | None = None,
         codec: Codec = PLAIN,
+        recovered: GlobalSnapshot | None = None,
     ) -> None:
         self.topology = topology
+        self.incarnation = 0 if recovered is None else recovered.id.incarnation + 1
         self.wire: dict[tuple[str, str], deque[Message | Marker]] = {channel: deque() for channel in topology.channels}
         self.collector = Collector(topology, dict.fromkeys(topology.nodes, codec))
         self.nodes = {name: make() for name in topology.nodes}
-        self.drivers = {name: _WireDriver(self, name) for name in topology.nodes}
+        self.drivers = {name: self.driver_class(self, name) for name in topology.nodes}
         self.clock = Clock()
         self.cores = {
             name: NodeCore(
@@ -488,11 +504,12 @@ class CoreWorld:
                 inbound=topology.inbound(name),
                 outbound=topology.outbound(name),
                 unreachable=topology.unreachable_from(name),
-                incarnation=0,
+                incarnation=self.incarnation,
                 seed=0,
                 codec=codec,
                 driver=self.drivers[name],
                 clock=self.clock,
+                restored=None if recovered is None else part_of(recovered, name),
             )
             for name in topology.nodes
         }

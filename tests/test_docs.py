@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from keeping import kept, three
 
 from mpsnap.cli.main import parser
 from mpsnap.runtime.supervisor import WINDOW
@@ -23,10 +26,11 @@ def blocks(language: str) -> list[str]:
     return [text for found, text in fenced if found == language]
 
 
-def run(command: list[str] | str, cwd: Path) -> str:
+def run(command: list[str] | str, cwd: Path, environment: Mapping[str, str] | None = None) -> str:
     done = subprocess.run(
         command,
         cwd=cwd,
+        env={**os.environ, **(environment or {})},
         shell=isinstance(command, str),
         executable="/bin/bash" if isinstance(command, str) else None,
         capture_output=True,
@@ -92,10 +96,23 @@ def test_the_picture_is_what_its_commands_make(tmp_path: Path) -> None:
 
 @pytest.mark.processes
 def test_the_exploration_finds_what_it_says(tmp_path: Path) -> None:
-    (command,) = blocks("sh")[5].splitlines()
-    printed = run([sys.executable, *shlex.split(command)[1:]], tmp_path)
+    commands = [shlex.split(command)[1:] for command in blocks("sh")[5].splitlines()]
+    printed = "".join(run([sys.executable, *command], tmp_path) for command in commands)
     (said,) = [block for block in blocks("") if block.startswith("tokens on ring:3")]
     assert re.sub(r"in [\d.]+ s", "", printed) == re.sub(r"in [\d.]+ s", "", said)
+
+
+@pytest.mark.processes
+def test_what_was_kept_reads_as_it_says(tmp_path: Path) -> None:
+    """In a store of three snapshots that are always the same."""
+    kept(tmp_path / "kept", *three())
+    (block,) = blocks("console")
+    _, *sessions = re.split(r"^\$ ", block, flags=re.MULTILINE)
+    assert [shlex.split(session)[3] for session in sessions] == ["list", "show", "diff"]
+    for session in sessions:
+        command, said = session.split("\n", 1)
+        printed = run([sys.executable, *shlex.split(command)[1:]], tmp_path, {"TZ": "UTC"})
+        assert printed == said
 
 
 def test_every_option_of_run_is_explained_in_its_help() -> None:

@@ -290,6 +290,25 @@ def test_large_values_are_kept_as_their_size(tmp_path: Path) -> None:
     assert (tmp_path / "n").stat().st_size < 6000
 
 
+def test_a_restored_nodes_journal_counts_on(tmp_path: Path) -> None:
+    path = str(tmp_path / "n")
+    journal = FileJournal(JournalSpec(path, 10**6), ["A", "C"], ["A", "B"], pytest.fail)
+    journal.restored({"A": 0, "B": 4}, {"A": 6, "C": 0})
+    journal.sent("B", 5, "x")
+    journal.received("A")
+    journal.received("C")
+    journal.close()
+    head = Head(
+        "processes", "seconds", "app", "by hand", ("A", "B", "C", "N"), (("N", "A"), ("N", "B"), ("A", "N"), ("C", "N"))
+    )
+    entries = read_part(path, "N", head, Codec(), 0.0)
+    assert [(entry.event, entry.detail["number"]) for entry in entries] == [
+        ("sent", 5),
+        ("received", 7),
+        ("received", 1),
+    ]
+
+
 def test_a_full_disk_ends_the_journal_and_nothing_else() -> None:
     """Without a disk of our own to fill: this file is always full."""
     complaints: list[str] = []

@@ -10,11 +10,12 @@ import pytest
 from harness import PLAIN, Clock, CoreWorld, RecordingDriver, Solo, captured, graph, snap, state_of
 
 from mpsnap.core.codec import Codec, thaw
+from mpsnap.core.driver import Encode
 from mpsnap.core.errors import CodecError, MpsnapError, ProtocolError, SnapshotError
 from mpsnap.core.history import Entry
 from mpsnap.core.journal import EntryJournal, JournaledCore
 from mpsnap.core.node import PHASES, Context, Node
-from mpsnap.core.nodecore import RUN_MESSAGES, STRIDE, Encode
+from mpsnap.core.nodecore import RUN_MESSAGES, STRIDE
 from mpsnap.core.protocol import Marker, SnapshotId
 from mpsnap.core.rng import CounterRandom
 from mpsnap.core.snapshot import Timer, UnfinishedState
@@ -337,6 +338,27 @@ def test_a_snapshot_begun_in_a_row_of_messages_cuts_it_there() -> None:
     (local,) = one.driver.reports()
     assert (local.received, local.channels["B"].payloads) == ({"B": 2}, (2, 3, 4))
     assert len(one.recorded_state()["entries"]) == 2
+
+
+@pytest.mark.parametrize("way", ["row", "step", "deliver"])
+def test_the_message_in_hand_is_known_when_its_hook_raises(way: str) -> None:
+    def refuse_the_third(ctx: Context) -> None:
+        if node.entries[-1][2] == "c":
+            raise ValueError("no c")
+
+    node, one = started({"on_message": refuse_the_third}, inbound=["B"])
+    assert one.core.in_hand is None
+    if way == "deliver":
+        for number, payload in enumerate("ab", 1):
+            one.core.deliver("B", number, payload)
+        with pytest.raises(ValueError, match="no c"):
+            one.core.deliver("B", 3, "c")
+    else:
+        one.see("B", *"abcd")
+        with pytest.raises(ValueError, match="no c"):
+            while take_in_a_row(one) if way == "row" else one.core.step(sources=True):
+                assert one.core.in_hand is None
+    assert one.core.in_hand == ("B", 3)
 
 
 # --- Snapshots and hooks. ---

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import pickle
+import struct
 from typing import Any
 
 import msgpack
@@ -13,9 +16,9 @@ from hypothesis import strategies as st
 from test_snapshot import TRIANGLE, merged, parts_of
 
 from mpsnap.core.batch import PackedBatch, pack_batch
-from mpsnap.core.codec import freeze
+from mpsnap.core.codec import Pickled, freeze
 from mpsnap.core.errors import CodecError, ConsistencyError
-from mpsnap.core.part import FORMAT, pack, unpack
+from mpsnap.core.part import BLOCK_MESSAGES, FORMAT, pack, pack_lasting, unpack, unpack_lasting
 from mpsnap.core.protocol import Chained, ChannelState, LocalSnapshot, SnapshotId
 from mpsnap.core.snapshot import Captured, NodeSnapshot, StoredState, Timer
 
@@ -92,6 +95,22 @@ def test_a_batch_that_holds_something_else_is_told_when_it_is_looked_at() -> Non
 def test_messages_on_a_channel_that_is_not_there_are_refused() -> None:
     with pytest.raises(CodecError, match="a channel that it does not have"):
         unpack(raw(plain_part() | {"in flight": {"X": []}}))
+
+
+@pytest.mark.parametrize(
+    ("batches", "behind"),
+    [([1, 5], b""), ([1, 5], b"1234"), ([1, 4], b"12345"), ([1, -1], b""), ([-1, 1], b"1"), ([], b"1"), ([1], b"1")],
+)
+def test_messages_that_are_not_where_the_part_says_are_refused(batches: list[int], behind: bytes) -> None:
+    with pytest.raises(CodecError, match="not a local snapshot: "):
+        unpack(raw(plain_part() | {"in flight": {"A": batches}}) + behind)
+
+
+def test_what_was_read_with_others_can_be_copied_and_pickled_alone() -> None:
+    local = one_part()._replace(channels={"A": ChannelState(3, (1, "two"))})
+    (state,) = unpack(pack(local)).channels.values()
+    for again in (copy.deepcopy(state), pickle.loads(pickle.dumps(state))):
+        assert tuple(again.payloads) == (1, "two")
 
 
 @given(local_snapshots())
@@ -178,6 +197,10 @@ def read_and_judge(data: bytes) -> None:
         local = unpack(data)
     except CodecError:
         return
+    judge(local)
+
+
+def judge(local: LocalSnapshot) -> None:
     parts = dict(parts_of(TRIANGLE)) | {"B": local}
     with contextlib.suppress(ConsistencyError):
         merged(parts).verify()
@@ -201,13 +224,25 @@ FIELDS = [
 
 
 def raw(value: object) -> bytes:
-    packed: bytes = msgpack.packb(value)
-    return packed
+    """Return the bytes of a part that says this, with no messages behind it."""
+
+    def wide(number: int) -> msgpack.ExtType:
+        return msgpack.ExtType(1, number.to_bytes(number.bit_length() // 8 + 1, "big", signed=True))
+
+    packed: bytes = msgpack.packb(value, default=wide)
+    return struct.pack("!Q", len(packed)) + packed
+
+
+def raw_lasting(value: object) -> bytes:
+    """Return the bytes of a part that is kept and says this."""
+    return raw(value)[8:]
 
 
 def plain_part() -> dict[str, Any]:
-    """Return what the bytes of a part say."""
-    plain: Any = msgpack.unpackb(pack(one_part()))
+    """Return what the bytes of a part say in which nothing is in flight."""
+    local = one_part()
+    quiet = {src: state._replace(payloads=()) for src, state in local.channels.items()}
+    plain: Any = msgpack.unpackb(pack(local._replace(channels=quiet))[8:])
     assert sorted(plain) == sorted([*FIELDS, "format"])
     return dict(plain)
 
@@ -224,7 +259,7 @@ def test_a_field_of_a_wrong_type_is_refused_or_harmless(field: str) -> None:
     [
         *(("node", 5), ("id", [0, "A"]), ("id", ["0", "A", 1]), ("state", "text"), ("passive", 1), ("finished", None)),
         *(("emitted", "1"), ("sent", 3), ("sent", {"C": "1"}), ("received", []), ("channels", {"A": [5]})),
-        *(("in flight", {"A": 3}), ("in flight", {"A": ["abc"]}), ("in flight", {"A": [[1, True, "x"]]})),
+        *(("in flight", {"A": 3}), ("in flight", {"A": ["abc"]}), ("in flight", {"A": [1, "x"]})),
         *(("timers", "abcd"), ("timers", [[1, 2]]), ("random", None), ("random", [1.5, 0]), ("sent", {"C": True})),
     ],
 )
@@ -252,3 +287,127 @@ def test_another_format_is_refused_by_name(version: object) -> None:
 def test_a_value_that_is_no_part_is_refused(value: object) -> None:
     with pytest.raises(CodecError, match="not a local snapshot"):
         unpack(raw(value))
+
+
+# --- The form that is kept. ---
+
+
+@given(local_snapshots())
+@settings(max_examples=60)
+def test_a_part_comes_back_from_its_lasting_bytes(local: LocalSnapshot) -> None:
+    """Equal in every field, of the same types, and with the same bytes again."""
+    data = pack_lasting(local)
+    again = unpack_lasting(data)
+    assert repr(again) == repr(local)
+    assert pack_lasting(again) == data
+    # Also by way of the supervisor, whose messages are packed.
+    assert pack_lasting(unpack(pack(local))) == data
+
+
+@given(local_snapshots())
+@settings(max_examples=20)
+def test_a_state_may_be_kept_apart_from_the_rest(local: LocalSnapshot) -> None:
+    assert isinstance(local.captured, Captured)
+    state = local.captured.state
+    assert isinstance(state, bytes)
+    rest = pack_lasting(local, apart=True)
+    assert unpack_lasting(rest, state) == local
+    stored = Elsewhere(state)
+    again = unpack_lasting(rest, stored)
+    assert isinstance(again.captured, Captured)
+    assert again.captured.state is stored
+    assert stored.asked == []
+    with pytest.raises(CodecError, match="its state is left out"):
+        unpack_lasting(rest)
+    with pytest.raises(CodecError, match="its state is there twice"):
+        unpack_lasting(pack_lasting(local), state)
+
+
+@pytest.mark.parametrize("count", [0, 1, BLOCK_MESSAGES - 1, BLOCK_MESSAGES, BLOCK_MESSAGES + 1, 3 * BLOCK_MESSAGES])
+def test_messages_in_any_number_are_kept_in_order(count: int) -> None:
+    payloads = Chained([pack_batch([(k, "x")]) for k in range(0, count, 2)])
+    local = one_part()._replace(channels={"A": ChannelState(3, payloads)})
+    (back,) = unpack_lasting(pack_lasting(local)).channels.values()
+    assert back.payloads == tuple((k, "x") for k in range(0, count, 2))
+
+
+def test_the_two_forms_are_never_taken_for_each_other() -> None:
+    """What marshal wrote is not to be read from a file, whoever has put it there."""
+    with pytest.raises(CodecError, match="not a local snapshot"):
+        unpack_lasting(pack(one_part()))
+    with pytest.raises(CodecError, match="not a local snapshot"):
+        unpack(pack_lasting(one_part()))
+    with pytest.raises(CodecError, match=f"of format {FORMAT}, this version reads lasting 1"):
+        unpack_lasting(raw_lasting(plain_part()))
+
+
+def lasting_part() -> dict[str, Any]:
+    """Return what the bytes of a part that is kept say."""
+    plain: Any = msgpack.unpackb(pack_lasting(one_part()))
+    assert sorted(plain) == sorted([*FIELDS, "format"])
+    return dict(plain)
+
+
+def test_no_marshal_gets_in_by_way_of_the_messages() -> None:
+    batch = pack_batch([3, 4, 5])
+    for flying in ([[3, False, batch.data]], [batch.data], batch.data, [3, False, batch.data]):
+        with pytest.raises(CodecError):
+            unpack_lasting(raw_lasting(lasting_part() | {"in flight": {"A": flying}}))
+
+
+@pytest.mark.parametrize("payloads", [{1}, 5, (1, 2), [[1]], [{}], [([],)], [bytearray()], [object], None])
+def test_what_is_in_flight_is_fixed_or_refused(payloads: Any) -> None:
+    """A message that could change would do so in whoever is given it, and a pickle is none."""
+    if payloads == [object]:
+        payloads = [Pickled(b"x")]
+    flying = {"A": [PLAIN.encode(payloads)]}
+    with pytest.raises(CodecError, match="what is in flight is not messages"):
+        unpack_lasting(raw_lasting(lasting_part() | {"in flight": flying}))
+
+
+@pytest.mark.parametrize("odd", [-1, 2**64, 10**5000], ids=["negative", "large", "endless"])
+@pytest.mark.parametrize("field", ["id", "emitted", "sent", "received", "channels"])
+def test_counts_that_cannot_be_are_refused(field: str, odd: int) -> None:
+    """One of thousands of digits could not even be told."""
+    value: Any = {"id": [odd, "A", 1], "emitted": odd}.get(field, {"A": odd})
+    part = lasting_part() | {field: value}
+    with pytest.raises(CodecError, match="a count in it is negative or absurd"):
+        unpack_lasting(raw_lasting(part))
+
+
+def test_the_arguments_of_a_timer_are_fixed_or_refused() -> None:
+    timers = [[1.0, None, "ring", PLAIN.encode([1])]]
+    with pytest.raises(CodecError, match="the arguments of a timer are not fixed"):
+        unpack_lasting(raw_lasting(lasting_part() | {"timers": timers}))
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_field_of_a_wrong_type_is_refused_or_harmless_in_what_is_kept(field: str) -> None:
+    odd: list[Any] = [None, True, -1, 1.5, "text", b"bytes", [], [1], [1, 2], {}, {"A": 1}, {1: 2}, {"A": [1]}]
+    for value in odd:
+        with contextlib.suppress(CodecError):
+            judge(unpack_lasting(raw_lasting(lasting_part() | {field: value})))
+
+
+@pytest.mark.parametrize(
+    "version", [None, 1, 2, True, "lasting 2", [[[]]], 10**5000, b"lasting 1"], ids=lambda version: str(type(version))
+)
+def test_another_lasting_format_is_refused(version: Any) -> None:
+    part = lasting_part() | {"format": version}
+    with pytest.raises(CodecError, match=r"a local snapshot of format .{1,40}, this version reads lasting 1"):
+        unpack_lasting(raw_lasting(part))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"\xdf\xff\xff\xff\xff", b"\xdd\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff", b"\x91" * 10**6),
+        b"\x81" * 10**6,
+    ],
+    ids=["map", "array", "bytes", "deep list", "deep map"],
+)
+def test_hostile_lengths_and_depths_are_refused(data: bytes) -> None:
+    with pytest.raises(CodecError, match="not a local snapshot"):
+        unpack_lasting(data)
+    with pytest.raises(CodecError):
+        unpack_lasting(raw_lasting(lasting_part() | {"in flight": {"A": [data]}}))

@@ -48,13 +48,16 @@ Run the nodes that `run` runs as processes through every order in which
 messages, markers, commands and initiations can follow one another. In each,
 every cut must be consistent and reachable and every invariant true of it, and
 some cut must hold messages in flight. The lines of a script keep their order
-at each node, and only there; its ticks say nothing here.
+at each node, and only there; its ticks say nothing here. With --crash a node
+may die between any two steps, and the cluster recovers from the last complete
+cut: that must restore it exactly, and what follows must be as right.
 """
 
 EXAMPLES = """\
 examples:
   python -m mpsnap explore   # 3 nodes, 3 messages, 2 snapshots at once: every schedule
   python -m mpsnap explore --topology net.top --events net.events --invariant mpsnap.apps.tokens:conserved
+  python -m mpsnap explore --topology ring:3 --crash --invariant mpsnap.apps.tokens:conserved   # and every crash
   python -m mpsnap explore bank --topology ring:5 --random 500 --seed 7 --invariant mpsnap.apps.bank:audit
   python -m mpsnap simulate --schedule violation.schedule   # what it found, again
 """
@@ -79,6 +82,15 @@ def add_parser(verbs: Any) -> None:
         help=f"begun at any moments; without --events (default {DEFAULT_SNAPSHOTS})",
     )
     add_initiator(how)
+    how.add_argument(
+        "--crash",
+        type=positive,
+        nargs="?",
+        const=1,
+        default=0,
+        metavar="N",
+        help="a node may die N times in a schedule (without N: once), and the cluster recovers",
+    )
     how.add_argument("--random", type=positive, metavar="N", help="N random schedules, not all; --seed says which")
     how.add_argument(
         "--idle",
@@ -143,7 +155,12 @@ class _Exploration:
         machine: Machine | None = None
         try:
             machine = Machine(
-                self._work.topology, self._work.programs, self._plan, seed=self._options.seed, sources=self._idle
+                self._work.topology,
+                self._work.programs,
+                self._plan,
+                seed=self._options.seed,
+                sources=self._idle,
+                crashes=self._options.crash,
             )
             findings = self._explore(Explorer(machine, self._work.invariants))
         except MpsnapError as trouble:
@@ -203,11 +220,13 @@ class _Exploration:
             following = machine.after(state, step)
             assert following is not None
             steps.append((step.node, what, following[1].notes))
+            steps += [(node or "", "", notes) for node, notes in following[1].others]
             state = following[0]
         return story(steps, machine.codecs, begun)
 
     def _save(self, violation: Violation, told: Sequence[str]) -> None:
-        schedule = Schedule(self._work, self._plan, self._options.seed, self._idle, violation.steps)
+        options = self._options
+        schedule = Schedule(self._work, self._plan, options.seed, self._idle, violation.steps, options.crash)
         text = schedule_text(schedule, self._options.invariant, violation.error, told)
         try:
             with writing(self._options.save), open_output(self._options.save) as file:
@@ -250,6 +269,9 @@ class _Exploration:
                 "depth": findings.depth,
                 "cuts": findings.cuts,
                 "cuts_in_flight": findings.in_flight,
+                "crashes": self._options.crash,
+                "recoveries": findings.recoveries or 0,
+                "recoveries_in_flight": findings.restoring,
                 "exhausted": findings.exhausted,
                 "seconds": seconds,
             },
@@ -274,6 +296,11 @@ class _Exploration:
             f"{count(findings.cuts, 'different cut')}, each consistent and reachable; "
             f"{findings.in_flight} of them with messages in flight",
         ]
+        if findings.recoveries is not None:
+            lines.append(
+                f"{count(findings.recoveries, 'recovered state')}, each exactly its cut; "
+                f"{findings.restoring} of them with messages in flight"
+            )
         if findings.violation is not None:
             lines += [
                 "",

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mpsnap.cli.options import add_verb, whole
-from mpsnap.cli.show import Result, open_output, writing
+from mpsnap.cli.show import Result, open_output, write_out, writing
 from mpsnap.core.errors import InputError, one_line
 from mpsnap.core.history import History, parse_log
 from mpsnap.core.topology import listed, shown
@@ -27,8 +27,6 @@ FORMS = ("html", "svg", "dot", "shiviz", "perfetto")
 MAX_LINE_BYTES = 64 * 2**20
 #: A log of so many bytes takes longer to read than anyone waits without being told.
 LARGE_BYTES = 20 * 2**20
-#: Characters written to stdout at once: what a pipe holds.
-PART = 2**16
 
 EXAMPLES = """\
 forms:
@@ -97,11 +95,7 @@ def _export(options: argparse.Namespace) -> Result:
     drawing = diagram(history)
     text = _drawn(drawing, _cut(drawing, options), options)
     if options.output == "-":
-        with writing("stdout"):
-            # By parts: an unbuffered stdout drops the rest of a write that ends early, as when its reader goes away.
-            for start in range(0, len(text), PART):
-                sys.stdout.write(text[start : start + PART])
-            sys.stdout.flush()
+        write_out(text)
     else:
         with open_output(options.output) as file, writing(options.output):
             file.write(text)

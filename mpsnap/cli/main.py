@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from mpsnap import __version__
-from mpsnap.cli import explore, export, resume, run, simulate
+from mpsnap.cli import explore, export, reading, resume, run, simulate
 from mpsnap.cli.show import Result
 from mpsnap.core.errors import AppError, ConsistencyError, InputError, MpsnapError, NodeError, one_line
 from mpsnap.runtime.preflight import secure_standard_streams
@@ -62,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     simulate.add_parser(verbs)
     explore.add_parser(verbs)
     export.add_parser(verbs)
+    reading.add_parsers(verbs)
     for verb in verbs.choices.values():
         # For whoever mistypes one.
         verb.set_defaults(known=[option for action in verb._actions for option in action.option_strings])

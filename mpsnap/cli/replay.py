@@ -64,7 +64,14 @@ class _Replay:
         # Not before there is somebody to show it to: a setup may raise.
         schedule = self._schedule
         work = schedule.work
-        self._machine = Machine(work.topology, work.programs, schedule.plan, seed=schedule.seed, sources=schedule.idle)
+        self._machine = Machine(
+            work.topology,
+            work.programs,
+            schedule.plan,
+            seed=schedule.seed,
+            sources=schedule.idle,
+            crashes=schedule.crashes,
+        )
         for node, notes in self._machine.beginning:
             self._tell_notes(node, notes, show, log)
         explorer = Explorer(self._machine, work.invariants)
@@ -77,10 +84,21 @@ class _Replay:
 
     def _tell(self, followed: Followed, show: Show, log: Callable[[Entry], None] | None) -> None:
         self._tell_notes(followed.step.node, followed.notes, show, log)
+        for node, notes in followed.others:
+            if node is None:
+                self._tell_recovery(followed.step.node, notes, show, log)
+            else:
+                self._tell_notes(node, notes, show, log)
         for snapshot in followed.completed:
             detail = {"number": snapshot.number, "snapshot": str(snapshot.id), "verified": snapshot.verified}
             self._log(log, None, "completed", detail)
             show.attend(SnapshotCompleted(snapshot))
+
+    def _tell_recovery(self, died: str, notes: Iterable[Note], show: Show, log: Callable[[Entry], None] | None) -> None:
+        for event, fields in notes:
+            if event == "recovered":
+                show.narrate(f"{died} died; incarnation {fields['incarnation']} recovers from {fields['snapshot']}")
+            self._log(log, None, event, fields)
 
     def _tell_notes(self, node: str, notes: Iterable[Note], show: Show, log: Callable[[Entry], None] | None) -> None:
         codec = self._machine.readers[node]

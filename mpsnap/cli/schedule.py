@@ -29,13 +29,17 @@ _CODEC = Codec()
 
 
 class Schedule(NamedTuple):
-    """Hold what is to be run, and the steps; `idle` is how many idle calls and timers a node gets, None for any."""
+    """Hold what is to be run, and the steps; `idle` is how many idle calls and timers a node gets, None for any.
+
+    `crashes` is how many times a node may die in these steps.
+    """
 
     work: Work
     plan: Plan
     seed: int
     idle: int | None
     steps: tuple[Step, ...]
+    crashes: int = 0
 
 
 def schedule_text(schedule: Schedule, invariants: Sequence[str], error: MpsnapError, told: Sequence[str]) -> str:
@@ -54,6 +58,7 @@ def schedule_text(schedule: Schedule, invariants: Sequence[str], error: MpsnapEr
         "channels": [[channel.src, channel.dst] for channel in topology.channels],
         "seed": schedule.seed,
         "idle": schedule.idle,
+        "crashes": schedule.crashes,
         "invariants": list(invariants),
         "plan": {
             name: [
@@ -115,7 +120,9 @@ def _schedule(plain: Any) -> Schedule:
     plan = {name: tuple(map(_planned, items)) for name, items in plain["plan"].items()}
     work = Work(App(plain["app"], {}, topology), topology, programs, None, invariants, False)
     idle = None if plain["idle"] is None else int(plain["idle"])
-    return Schedule(work, plan, int(plain["seed"]), idle, tuple(Step.parse(text) for text in plain["steps"]))
+    steps = tuple(Step.parse(text) for text in plain["steps"])
+    # A file of before there were crashes says nothing of them.
+    return Schedule(work, plan, int(plain["seed"]), idle, steps, int(plain.get("crashes", 0)))
 
 
 def _planned(item: Any) -> Command | Initiation:

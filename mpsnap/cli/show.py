@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 #: Snapshots shown as whole tables; of those after them, a line each.
 SHOWN_IN_FULL = 10
 OUTPUTS_SHOWN = 20
+#: Characters written to stdout at once: what a pipe holds.
+PART = 2**16
 
 
 class Result(NamedTuple):
@@ -253,6 +255,15 @@ def open_bar(quiet: bool, total: int | None, form: str) -> tqdm[Any] | None:
 
     tqdm.monitor_interval = 0  # its monitor would be a second thread, for a bar that moves by itself
     return tqdm(total=total, bar_format=form, file=sys.stderr, leave=False)
+
+
+def write_out(text: str) -> None:
+    """Write a whole text to stdout."""
+    with writing("stdout"):
+        # By parts: an unbuffered stdout drops the rest of a write that ends early, as when its reader goes away.
+        for start in range(0, len(text), PART):
+            sys.stdout.write(text[start : start + PART])
+        sys.stdout.flush()
 
 
 def print_data(text: str, stdout: TextIO) -> None:

@@ -31,9 +31,13 @@ class PackedBatch(Sequence[object]):
 
     __slots__ = ("data", "size")
 
-    def __init__(self, size: int, data: bytes) -> None:
+    def __init__(self, size: int, data: bytes | memoryview) -> None:
         self.size = size
         self.data = data
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # A view of what was read with others cannot be pickled, and a copy need not keep the others.
+        return type(self), (self.size, bytes(self.data))
 
     def __len__(self) -> int:
         return self.size

@@ -22,21 +22,25 @@ the start, in the unit above) and `event`; the rest depends on the event:
     closed           from, snapshot: this channel's state is fixed
     reported         snapshot, channels: {SRC: [first, count]}, the messages in flight to this node at the cut
     refused          snapshot, error: the state could not be recorded
+    restored         snapshot, channels, state: the node begins anew from its part of this snapshot, which is not
+                     always one that the log tells of; fields as of reported and recorded
     output           n, record
     log              text
     dropped          count, sent: so many entries of this node are missing here, for the log had reached its size, and
                      among them all before the messages counted, by destination, in `sent`
-    died             error; of the node that ended the cluster
-    initiated        number, snapshot, initiators; by the supervisor, as the three that follow
+    died             error; of the node that ended the cluster, or this incarnation of it
+    initiated        number, snapshot, initiators; by the supervisor, as the four that follow
     completed        number, snapshot, verified
     abandoned        number, snapshot, error
+    recovered        incarnation, snapshot: all nodes have ended, and new ones begin from this snapshot
     violated         error: a cut or an invariant
 
 Values (`payload`, `state`, `record`, `value`) have the JSON form of `mpsnap.core.jsonform`; one that is too large is
 `{"$size": bytes}`.
 
 Rules a maintainer keeps: the entries of a node stand in the order in which they happened, and none stands before what
-caused it: a message or marker is received after it was sent. Reading runs no code from the log. A log that breaks off
+caused it: a message or marker is received after it was sent. Messages that were sent or received after the cut of a
+recovery do so again, under the same numbers. Reading runs no code from the log. A log that breaks off
 is read to its last good line, and says so.
 """
 
@@ -167,10 +171,12 @@ _FIELDS: Mapping[str, Mapping[str, tuple[type, ...]]] = {
     "marker received": {"from": (str,), "snapshot": (str,), "number": (int,)},
     "closed": {"from": (str,), "snapshot": (str,)},
     "reported": {"snapshot": (str,), "channels": (dict,)},
+    "restored": {"snapshot": (str,), "channels": (dict,)},
     "log": {"text": (str,)},
     "dropped": {"count": (int,)},
     "initiated": {"number": (int,), "snapshot": (str,), "initiators": (list,)},
     "completed": {"number": (int,), "snapshot": (str,), "verified": (bool,)},
+    "recovered": {"incarnation": (int,), "snapshot": (str,)},
 }
 
 
@@ -197,7 +203,7 @@ def _entry(line: bytes) -> Entry:
             raise TypeError(field)
     if event == "dropped" and not all(type(number) is int for number in plain.get("sent", {}).values()):
         raise TypeError("sent")
-    if event == "reported" and not all(
+    if event in ("reported", "restored") and not all(
         type(pair) is list and [type(part) for part in pair] == [int, int] for pair in plain["channels"].values()
     ):
         raise TypeError("channels")
@@ -264,6 +270,8 @@ class _Merge:
         #: Per channel, how many of its first messages are not in the log.
         self._dropped: dict[tuple[str, str | None], int] = {}
         self._ended: set[str | None] = set()
+        #: Per channel, the messages that stood in the inbox of a node when it was restored.
+        self._in_inbox: dict[tuple[str, str | None], range] = {}
 
     def entries(self) -> Iterator[Entry]:
         for rank, stream in enumerate(self._streams):
@@ -307,7 +315,8 @@ class _Merge:
             self._happened.remove(cause)
             return True
         return (
-            cause.src in self._ended
+            (cause.snapshot is None and cause.number in self._in_inbox.get((cause.src, cause.dst), ()))
+            or cause.src in self._ended
             or cause.src not in self._known
             or cause.number <= self._dropped.get((cause.src, cause.dst), -1)
         )
@@ -324,6 +333,17 @@ class _Merge:
             self._happened.add(effect)
             if effect in self._waiting:
                 self._free(effect)
+        elif entry.event == "recovered":
+            self._begin_anew()
+        elif entry.event == "restored":
+            for src, (first, count) in entry.detail["channels"].items():
+                self._in_inbox[src, entry.node] = range(first, first + max(count, 0))
+
+    def _begin_anew(self) -> None:
+        """Forget what the incarnation before had sent: the next one uses its numbers again."""
+        self._happened.clear()
+        for cause in list(self._waiting):
+            self._free(cause, wait=False)
 
 
 def _effect(entry: Entry) -> _Cause | None:

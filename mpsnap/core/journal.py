@@ -15,9 +15,10 @@ from itertools import islice
 from typing import Any
 
 from mpsnap.core.codec import Codec, Encoded, thaw
+from mpsnap.core.driver import Driver, Encode
 from mpsnap.core.errors import MpsnapError
 from mpsnap.core.history import VALUES, Entry, error_shown, value_shown
-from mpsnap.core.nodecore import RUN_MESSAGES, Driver, Encode, NodeCore
+from mpsnap.core.nodecore import RUN_MESSAGES, NodeCore
 from mpsnap.core.protocol import LocalSnapshot, Marker, SnapshotId
 from mpsnap.core.snapshot import Captured, UnfinishedState
 
@@ -42,6 +43,10 @@ class Journal(ABC):
         return noted
 
     @abstractmethod
+    def restored(self, sent: Mapping[str, int], received: Mapping[str, int]) -> None:
+        """Go on counting from what a restored node had sent and received, per neighbour."""
+
+    @abstractmethod
     def received(self, src: str) -> None:
         """Note that the node's code gets the next message from `src`."""
 
@@ -56,8 +61,7 @@ class PlainJournal(Journal):
     def __init__(self) -> None:
         self._taken: dict[str, int] = {}
 
-    def restored(self, received: Mapping[str, int]) -> None:
-        """Go on counting from what a restored node had received."""
+    def restored(self, sent: Mapping[str, int], received: Mapping[str, int]) -> None:
         self._taken = dict(received)
 
     def sent(self, dst: str, number: int, payload: object) -> None:
@@ -100,6 +104,18 @@ class JournaledCore(NodeCore):
         super().__init__(name, *args, driver=_JournaledDriver(driver, journal), **kwargs)
         self._journal = journal
         self._received = journal.received
+        self._goes_on_from: LocalSnapshot | None = kwargs.get("restored")
+        if self._goes_on_from is not None:
+            journal.restored(self._goes_on_from.sent, self._goes_on_from.received)
+
+    def start(self, params: dict[str, Any]) -> None:
+        """Run `setup`, or take the state back, and `on_start`."""
+        local, self._goes_on_from = self._goes_on_from, None
+        if local is not None:
+            assert isinstance(local.captured, Captured)
+            state = {"state": Encoded(local.captured.state)} if isinstance(local.captured.state, bytes) else {}
+            self._journal.note("restored", snapshot=str(local.snapshot_id), channels=_in_flight(local), **state)
+        super().start(params)
 
     def receive_marker(self, src: str, marker: Marker) -> None:
         """See a marker from `src`."""
@@ -125,6 +141,7 @@ class JournaledCore(NodeCore):
     def _take_in_a_row(self, src: str, now: float, until: float) -> None:
         taking = self.protocol.taking(src)
         self._begin("on_message")
+        self._sender = src
         self._interrupted = False
         for payload in islice(taking, RUN_MESSAGES):
             # Each at its place between what else happens.
@@ -152,6 +169,11 @@ class JournaledCore(NodeCore):
         return captured
 
 
+def _in_flight(local: LocalSnapshot) -> dict[str, list[int]]:
+    """Return the number of the first message in flight on each channel at the cut, and how many they are."""
+    return {src: [state.first, len(state.payloads)] for src, state in local.channels.items()}
+
+
 class _JournaledDriver(Driver):
     """Pass everything on to the real driver, and note what is an event."""
 
@@ -173,8 +195,7 @@ class _JournaledDriver(Driver):
         self._driver.initiated(snapshot_id)
 
     def report(self, local: LocalSnapshot) -> None:
-        channels = {src: [state.first, len(state.payloads)] for src, state in local.channels.items()}
-        self._journal.note("reported", snapshot=str(local.snapshot_id), channels=channels)
+        self._journal.note("reported", snapshot=str(local.snapshot_id), channels=_in_flight(local))
         self._driver.report(local)
 
     def fix(self, snapshot_id: SnapshotId | None, encode: Encode) -> bytes | UnfinishedState:

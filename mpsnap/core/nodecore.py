@@ -20,18 +20,18 @@ from __future__ import annotations
 
 import heapq
 import math
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
 from operator import length_hint
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from mpsnap.core.codec import Codec, encoded, freeze, thaw
+from mpsnap.core.driver import Driver
 from mpsnap.core.errors import CodecError, MpsnapError, ProtocolError, SnapshotError
 from mpsnap.core.kinds import NATIVE
 from mpsnap.core.node import Context, Node
-from mpsnap.core.protocol import Effect, LocalSnapshot, Marker, Outbox, Report, SendMarker, SnapshotId, SnapshotProtocol
+from mpsnap.core.protocol import Effect, LocalSnapshot, Marker, Report, SendMarker, SnapshotId, SnapshotProtocol
 from mpsnap.core.rng import CounterRandom
 from mpsnap.core.rows import ENCODED, is_fixed
 from mpsnap.core.snapshot import Captured, Timer, UnfinishedState
@@ -49,13 +49,6 @@ RUN_MESSAGES = 64
 STRIDE, QUICK_SECONDS = 8, 0.0001
 
 
-class Encode(Protocol):
-    """Make the bytes of a state and return what `use` makes of them; when it returns they are gone."""
-
-    def __call__(self, use: Callable[[memoryview], T]) -> T:
-        """Raise a `SnapshotError` if the state cannot be kept."""
-
-
 def _protocol(
     name: str,
     inbound: Sequence[str],
@@ -65,79 +58,29 @@ def _protocol(
 ) -> SnapshotProtocol:
     if restored is None:
         return SnapshotProtocol(name, inbound, outbound, capture)
-    inboxes = {src: list(state.payloads) for src, state in restored.channels.items()}
+    if restored.node != name:
+        raise ProtocolError(f"{name} cannot be restored from the part of {restored.node}", where=name)
+    inboxes = {src: _unpacked(src, name, state.payloads) for src, state in restored.channels.items()}
     return SnapshotProtocol(
         name, inbound, outbound, capture, sent=restored.sent, received=restored.received, inboxes=inboxes
     )
 
 
+def _unpacked(src: str, dst: str, payloads: Sequence[object]) -> list[object]:
+    try:
+        return list(payloads)
+    except CodecError as error:
+        raise CodecError(error.what, where=f"{src}->{dst}", hint=error.hint) from error
+
+
+def _state(captured: Captured) -> bytes:
+    assert not isinstance(captured.state, UnfinishedState), "a snapshot is put together of finished parts"
+    return captured.state if isinstance(captured.state, bytes) else captured.state.read()
+
+
 def _captured(local: LocalSnapshot) -> Captured:
     assert isinstance(local.captured, Captured)
     return local.captured
-
-
-class Driver(ABC):
-    """What a `NodeCore` asks of whoever drives it. Calls come in order and must be carried out in order."""
-
-    __slots__ = ()
-
-    @abstractmethod
-    def send(self, dst: str, number: int, payload: object) -> None:
-        """Put message `number` on the channel to `dst`; the payload is fixed. Must not block."""
-
-    def offer(self, outbox: Outbox) -> None:
-        """Attend to an outbox in which as many messages stand as its limit says: one, to begin with, passed on at once.
-
-        A driver that sends in batches overrides this, sets the limits, and collects when it sees fit.
-        """
-        self.send(outbox.dst, *outbox.collect_one())
-
-    @abstractmethod
-    def send_marker(self, dst: str, marker: Marker) -> None:
-        """Put a marker on the channel to `dst`, behind everything sent there so far, collected or not."""
-
-    @abstractmethod
-    def initiated(self, snapshot_id: SnapshotId) -> None:
-        """Note that this node has recorded spontaneously, or had recorded already when it was asked to."""
-
-    @abstractmethod
-    def report(self, local: LocalSnapshot) -> None:
-        """Hand this node's part of a snapshot to whoever collects."""
-
-    def fix(self, snapshot_id: SnapshotId | None, encode: Encode) -> bytes | UnfinishedState:
-        """Fix a state as it is at this moment, before any marker leaves, whatever becomes of it later.
-
-        Args:
-            snapshot_id: What it is for; None where nothing is recorded and only the attempt counts.
-            encode: Makes its bytes; raises a `SnapshotError` if it cannot be kept.
-
-        Returns:
-            Its bytes, or what stands for them: `report` gets it back, and if it comes to nothing, `NodeCore.refuse`
-            has to be told.
-        """
-        return encode(bytes)
-
-    @abstractmethod
-    def refused(self, snapshot_id: SnapshotId, error: MpsnapError) -> None:
-        """Note that this node could not record, so that the snapshot must be abandoned everywhere."""
-
-    @abstractmethod
-    def emit(self, n: int, record: bytes) -> None:
-        """Put out the node's `n`-th record, encoded."""
-
-    @abstractmethod
-    def reply(self, ticket: int, value: bytes) -> None:
-        """Return what `on_command` answered to the command with this ticket, encoded."""
-
-    @abstractmethod
-    def log(self, text: str) -> None:
-        """Pass a line from the user's code on."""
-
-    def taken(self, src: str, received: int) -> None:  # noqa: B027 - only a driver with flow control has a use for it
-        """Note that messages from `src` were taken out of the inbox, so many in all."""
-
-    def phase(self, phase: str) -> None:  # noqa: B027 - a driver whose nodes cannot hang has no use for it
-        """Note what the node does from now on: a word of `PHASES`."""
 
 
 class NodeCore:
@@ -149,12 +92,17 @@ class NodeCore:
         inbound: Names of the nodes with a channel to this one.
         outbound: Names of the nodes this one has a channel to.
         unreachable: Nodes that markers from here cannot reach.
-        incarnation: Part of the ids of snapshots begun here.
+        incarnation: Part of the ids of snapshots begun here; every recovery begins a higher one, or ids would repeat.
         seed: Of the run; each node draws its own stream from it.
         codec: Of the node's class.
         driver: Carries out effects.
         clock: Seconds on a scale of the driver's own; never goes back.
         restored: This node's part of the snapshot that the cluster goes on from; None for a fresh start.
+
+    Raises:
+        ProtocolError: What is restored is another node's, of no earlier incarnation, or belongs to a channel that this
+            node does not have.
+        CodecError: A recorded message cannot be read.
     """
 
     def __init__(
@@ -175,6 +123,8 @@ class NodeCore:
         self.name = name
         self.codec = codec
         self.random = CounterRandom(f"{seed}:{name}")
+        if restored is not None and restored.snapshot_id.incarnation >= incarnation:
+            raise ProtocolError(f"incarnation {incarnation} cannot go on from {restored.snapshot_id}", where=name)
         self.protocol = _protocol(name, inbound, outbound, self._capture, restored)
         self._node = node
         self._driver = driver
@@ -188,6 +138,8 @@ class NodeCore:
         #: The hook that is running, or "waiting" between hooks; and whether one that may send is.
         self._hook = "waiting"
         self._may_send = False
+        #: Who has sent the message that is being handled, or was the last.
+        self._sender = ""
         #: Whether no further message is to be taken in a row; and how many are, between two looks at the clock.
         self._interrupted = False
         self._stride = 1
@@ -195,7 +147,7 @@ class NodeCore:
         self._row_began = 0.0
         self._unmeasured = False
         #: Inbound channels with something to take, each once, the next one first.
-        self._ready: deque[str] = deque()
+        self._ready = deque(src for src in self.protocol.inbound if self.protocol.waiting(src))
         #: Commands not yet handled.
         self._commands: deque[tuple[int, bytes]] = deque()
         #: Heap of (due, order, period, method, frozen arguments).
@@ -228,27 +180,25 @@ class NodeCore:
             self._run("on_start", lambda: self._node.on_start(self._ctx))
         else:
             captured, self._restored = self._restored, None
-            # First: whatever the hooks below draw, a restored node goes on where its cut was.
-            self.random = vars(self._ctx)["random"] = CounterRandom(*captured.random)
-            assert not isinstance(captured.state, UnfinishedState), "a snapshot is put together of finished parts"
-            state = captured.state if isinstance(captured.state, bytes) else captured.state.read()
-            self._run("restore", lambda: self._node.restore(self.codec.decode(state)))
-            self._run("on_start", lambda: self._node.on_start(self._ctx))
-            self._take_back(captured)
+            self._restore(captured)
         self._capture()
 
-    def _take_back(self, captured: Captured) -> None:
-        """Go on where the cut was, with all that is not the user's state."""
-        now = self._clock()
-        for timer in captured.timers:
-            entry = (now + timer.remaining, self._timers_set, timer.period, timer.method, timer.args)
-            heapq.heappush(self._timers, entry)
-            self._timers_set += 1
-        self._finished = self._finished or captured.finished
+    def _restore(self, captured: Captured) -> None:
+        """Go on where the cut was; what is not the user's state comes last, whatever `on_start` does."""
+        seed, counter = captured.random
+        # One object for good: the node may keep it from `on_start` on.
+        self.random = vars(self._ctx)["random"] = CounterRandom(seed, counter)
+        self._run("restore", lambda: self._node.restore(self.codec.decode(_state(captured))))
+        self._run("on_start", lambda: self._node.on_start(self._ctx))
+        self.random.counter = counter
         self._emitted = captured.emitted
+        self._finished = self._finished or captured.finished
         # Why a node was not passive the cut does not say. One idle call too many does no harm, one too few does.
         self._idle_wanted = self._has_idle and not (self._finished or captured.passive)
-        self._ready.extend(src for src in self.protocol.inbound if self.protocol.waiting(src))
+        if not self._finished:
+            now = self._clock()
+            for timer in captured.timers:
+                self._push_timer(now + timer.remaining, timer.period, timer.method, timer.args)
 
     def stop(self) -> None:
         """Run `on_stop`."""
@@ -258,6 +208,11 @@ class NodeCore:
     def hook(self) -> str:
         """The hook that is running, or "waiting"."""
         return self._hook
+
+    @property
+    def in_hand(self) -> tuple[str, int] | None:
+        """The sender and the number of the message that is being handled, None outside of `on_message`."""
+        return (self._sender, self.protocol.received(self._sender)) if self._hook == "on_message" else None
 
     @property
     def passive(self) -> bool:
@@ -398,6 +353,7 @@ class NodeCore:
     def _take_in_a_row(self, src: str, now: float, until: float) -> None:
         taking = self.protocol.taking(src)
         self._begin("on_message")
+        self._sender = src
         node, ctx, make, clock = self._node, self._ctx, self.codec.rows.make, self._clock
         self._interrupted = False
         left = RUN_MESSAGES
@@ -451,6 +407,7 @@ class NodeCore:
     def _handle(self, src: str, payload: object) -> None:
         value = thaw(payload, self.codec)
         # `_run` and `_begin` written out: this is what runs once per message.
+        self._sender = src
         self._hook = "on_message"
         self._may_send = True
         if self._tells_phases:
@@ -472,12 +429,13 @@ class NodeCore:
 
     def run_timer(self) -> None:
         """Run the next timer, due or not; there must be one."""
-        due, order, period, method, frozen = heapq.heappop(self._timers)
+        due, _, period, method, frozen = heapq.heappop(self._timers)
         if period is not None:
             # A node that was busy for several periods catches up with this one call, not with a burst.
             now = self._clock()
             following = due + period if due + period > now else now + period
-            heapq.heappush(self._timers, (following, order, period, method, frozen))
+            # As if it were set anew, behind others that are due then: when a timer was set first, no cut says.
+            self._push_timer(following, period, method, frozen)
         args = thaw(frozen, self.codec)
         assert isinstance(args, tuple)
         self._run("on_timer", lambda: getattr(self._node, method)(self._ctx, *args))
@@ -530,7 +488,7 @@ class NodeCore:
                     if type(item) not in NATIVE:
                         payload = payload if is_fixed(payload) else self._encoded(dst, payload)
                         break
-        elif kind is not int and kind not in NATIVE:
+        elif kind is not int and kind is not bytes and kind not in NATIVE:
             payload = self._layers[kind](payload) or self._encoded(dst, payload)
         waiting = outbox.payloads
         waiting.append(payload)
@@ -587,9 +545,12 @@ class NodeCore:
             return
         # They come into every capture until then.
         frozen = encoded(freeze(args, self.codec, where=f"{self.name}: arguments of timer {method}"), self.codec)
-        heapq.heappush(self._timers, (self._clock() + seconds, self._timers_set, period, method, frozen))
-        self._timers_set += 1
+        self._push_timer(self._clock() + seconds, period, method, frozen)
         self.interrupt()
+
+    def _push_timer(self, due: float, period: float | None, method: str, frozen: object) -> None:
+        heapq.heappush(self._timers, (due, self._timers_set, period, method, frozen))
+        self._timers_set += 1
 
     def finish(self) -> None:
         """See `Context.finish`."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice
+from struct import Struct
 from typing import Any
 
 import msgpack
@@ -26,7 +27,7 @@ from mpsnap.core.protocol import Chained, ChannelState, LocalSnapshot, SnapshotI
 from mpsnap.core.snapshot import Captured, StoredState, Timer
 
 #: Version of the bytes on their way; a reader refuses any other.
-FORMAT = 3
+FORMAT = 4
 #: Version of those that are kept.
 LASTING_FORMAT = "lasting 1"
 #: Messages in one block of the lasting form: enough to be quick, and few enough to take no room while they are written.
@@ -34,6 +35,8 @@ BLOCK_MESSAGES = 16_384
 #: More than any count can be; a number with thousands of digits could not even be told in an error.
 _MOST = (1 << 64) - 1
 
+#: In front of a part on its way: how long it is without its messages.
+_HEAD = Struct("!Q")
 _PLAIN = Codec()
 #: The one extension: an int of more than 64 bits.
 _WIDE_INT = 1
@@ -54,7 +57,7 @@ _SHAPES: Mapping[str, Any] = {
     "sent": {str: int},
     "received": {str: int},
     "channels": {str: int},
-    "in flight": {str: ([int, bytes],)},
+    "in flight": {str: (int,)},
 }
 _LASTING_SHAPES = {**_SHAPES, "in flight": {str: (bytes,)}}
 
@@ -64,8 +67,14 @@ def pack(local: LocalSnapshot, *, apart: bool = False) -> bytes:
 
     If its state travels `apart`, it is left out.
     """
-    in_flight = {src: _packed(state.payloads) for src, state in local.channels.items() if state.payloads}
-    return _written(FORMAT, local, apart, in_flight)
+    packed = {src: _packed(state.payloads) for src, state in local.channels.items() if state.payloads}
+    in_flight = {
+        src: [n for batch in batches for n in (batch.size, len(batch.data))] for src, batches in packed.items()
+    }
+    head = _written(FORMAT, local, apart, in_flight)
+    # Behind the rest, and not in it: a hundred thousand messages are copied once, and not at all when they are read.
+    bodies = (batch.data for batches in packed.values() for batch in batches)
+    return b"".join((_HEAD.pack(len(head)), head, *bodies))
 
 
 def unpack(data: bytes, state: bytes | StoredState | None = None) -> LocalSnapshot:
@@ -78,12 +87,25 @@ def unpack(data: bytes, state: bytes | StoredState | None = None) -> LocalSnapsh
     Raises:
         CodecError: The bytes are none, or of another format; or there are two states, or there is none.
     """
-    plain = _read(data, FORMAT, _SHAPES)
-    in_flight = {
-        src: Chained([PackedBatch(*batch) for batch in batches])
-        for src, batches in plain["in flight"].items()
-        if batches
-    }
+    if len(data) < _HEAD.size:
+        raise CodecError(f"{len(data)} bytes are not a local snapshot")
+    at = _HEAD.size + _HEAD.unpack_from(data)[0]
+    plain = _read(data[_HEAD.size : at], FORMAT, _SHAPES)
+    bodies = memoryview(data)
+    in_flight: dict[str, Sequence[object]] = {}
+    for src, numbers in plain["in flight"].items():
+        if len(numbers) % 2:
+            raise CodecError("not a local snapshot: messages without a length", where=src)
+        found = []
+        for size, length in zip(numbers[::2], numbers[1::2], strict=True):
+            if size < 0 or not 0 <= length <= len(data) - at:
+                raise CodecError("not a local snapshot: messages are missing", where=src)
+            found.append(PackedBatch(size, bodies[at : at + length]))
+            at += length
+        if found:
+            in_flight[src] = Chained(found)
+    if at != len(data):
+        raise CodecError(f"not a local snapshot: {len(data)} bytes where {at} were due")
     return _put_together(plain, state, in_flight)
 
 
@@ -199,11 +221,10 @@ def _shown(version: object) -> str:
     return repr(version)[:40] if brief else f"that is a {type(version).__name__}"
 
 
-def _packed(payloads: Sequence[object]) -> list[tuple[int, bytes]]:
+def _packed(payloads: Sequence[object]) -> list[PackedBatch]:
     """Return payloads as batches, of which those that are packed already are left as they are."""
     batches = payloads.batches if isinstance(payloads, Chained) else (payloads,)
-    made = [batch if isinstance(batch, PackedBatch) else pack_batch(list(batch)) for batch in batches if batch]
-    return [(batch.size, batch.data) for batch in made]
+    return [batch if isinstance(batch, PackedBatch) else pack_batch(list(batch)) for batch in batches if batch]
 
 
 def _lowered(value: int) -> msgpack.ExtType:
@@ -222,7 +243,10 @@ def _fits(value: Any, shape: Any) -> bool:
     if isinstance(shape, frozenset):
         return type(value) in shape
     if isinstance(shape, tuple):
-        return type(value) is list and all(_fits(item, shape[0]) for item in value)
+        (item_shape,) = shape
+        if type(value) is list and isinstance(item_shape, type):
+            return {item_shape}.issuperset(map(type, value))
+        return type(value) is list and all(_fits(item, item_shape) for item in value)
     if isinstance(shape, list):
         return type(value) is list and len(value) == len(shape) and all(map(_fits, value, shape))
     ((key_shape, item_shape),) = shape.items()

@@ -20,12 +20,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mpsnap.core.codec import Codec, thaw
 from mpsnap.core.errors import ConsistencyError, InvariantError
 from mpsnap.core.protocol import LocalSnapshot, SnapshotId
 from mpsnap.core.topology import Topology
+
+if TYPE_CHECKING:
+    from mpsnap.core.diff import SnapshotDiff
 
 #: States in files that whoever keeps snapshots may hold: each is open, and a process may have a thousand or so.
 MOST_STORED = 64
@@ -115,6 +118,11 @@ class NodeSnapshot:
         """How many bytes of the state are in a file; None if it is in memory."""
         state = self._captured.state
         return state.size if isinstance(state, StoredState) else None
+
+    def same_bytes(self, other: NodeSnapshot) -> bool:
+        """Return whether the states are certainly the same, by a look at their bytes; states in files are not read."""
+        ours, theirs = self._captured.state, other._captured.state
+        return isinstance(ours, bytes) and ours == theirs
 
     def __repr__(self) -> str:
         return f"<NodeSnapshot {self.name}: {self.state!r}>"
@@ -224,16 +232,28 @@ class GlobalSnapshot:
         held = (channel for channel, state in states if state is not None and state.payloads)
         return {(channel.src, channel.dst): self.channels[channel] for channel in held}
 
+    def flight(self, src: str, dst: str) -> tuple[int, int]:
+        """Return the number of the oldest message in flight on a channel, and how many there are."""
+        first, payloads = self._locals[dst].channels[src]
+        return first, len(payloads)
+
+    def diff(self, newer: GlobalSnapshot) -> SnapshotDiff:
+        """Return how another snapshot differs from this one, which is taken for the older of the two.
+
+        Values are compared exactly, by type too; messages by their numbers on their channel.
+        """
+        # Not above: nodes import this module, and have no use for it.
+        from mpsnap.core.diff import diff_snapshots
+
+        return diff_snapshots(self, newer)
+
     def verify(self) -> None:
         """Prove that this is a complete and consistent cut.
 
         Raises:
             ConsistencyError: It is not; `where` is the first node or channel that shows it.
         """
-        for node in self.topology.nodes:
-            self._verify_node(node)
-        for stranger in sorted(self._locals.keys() - set(self.topology.nodes)):
-            raise ConsistencyError(f"snapshot {self.id} holds a node that its topology does not", where=stranger)
+        self.check_complete()
         # In the order of `topology.channels`.
         parts = self._locals
         for src in sorted(self.topology.nodes):
@@ -246,6 +266,17 @@ class GlobalSnapshot:
                 if first != received + 1 or len(payloads) != sent[dst] - received:
                     raise self._inconsistent(src, dst, sent[dst])
         self._proven = True
+
+    def check_complete(self) -> None:
+        """Look that there are parts of all nodes, with all channels and no others: or what reads them would stumble.
+
+        Raises:
+            ConsistencyError: There are not; `where` is the first node that shows it.
+        """
+        for node in self.topology.nodes:
+            self._verify_node(node)
+        for stranger in sorted(self._locals.keys() - set(self.topology.nodes)):
+            raise ConsistencyError(f"snapshot {self.id} holds a node that its topology does not", where=stranger)
 
     def _verify_node(self, node: str) -> None:
         local = self._locals.get(node)

@@ -31,8 +31,8 @@ from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 
 from mpsnap.core.blame import blame
+from mpsnap.core.driver import Encode
 from mpsnap.core.errors import SnapshotError, StoreError
-from mpsnap.core.nodecore import Encode
 from mpsnap.core.protocol import LocalSnapshot, SnapshotId
 from mpsnap.core.snapshot import UnfinishedState
 from mpsnap.runtime.frames import FrameReader, FrameWriter, Note

@@ -161,7 +161,7 @@ class QueueSender(Sender):
     def close(self) -> None:
         close_writer(self._queue)
 
-    def _write(self, header: bytes, body: bytes) -> bool:
+    def _write(self, header: bytes, body: bytes | memoryview) -> bool:
         # Behind what stands in the backlog nothing is tried: its pipe is full.
         written = 0 if self._backlog else self._try(header, body)
         if written == len(header) + len(body):

@@ -40,6 +40,7 @@ from mpsnap.core.topology import Channel, Topology
 from mpsnap.runtime import lifeline
 from mpsnap.runtime.board import Board
 from mpsnap.runtime.channel import close_reader, close_writer, reader_fd, writer_fd
+from mpsnap.runtime.failpoints import Failpoint
 from mpsnap.runtime.frames import FrameReader, FrameWriter
 from mpsnap.runtime.journal import JournalSpec
 from mpsnap.runtime.process import NodeSpec, node_main
@@ -78,6 +79,7 @@ class Incarnation:
         fork_captures: Whether nodes with large states fork at the cut.
         place: Where nodes have their parts of snapshots staged, None without a store.
         restored: The manifest of the snapshot to go on from, and what nodes are restored from; None for a fresh start.
+        failpoints: Where nodes are to come to harm; empty outside of tests.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class Incarnation:
         fork_captures: bool,
         place: Place | None,
         restored: tuple[Manifest, Origin] | None,
+        failpoints: Mapping[str, tuple[Failpoint, ...]],
     ) -> None:
         self.number = number
         self.topology = topology
@@ -107,6 +110,7 @@ class Incarnation:
         self._journals = journals
         self._fork_captures = fork_captures
         self._place = place
+        self._failpoints = failpoints
         self._origin: Origin | None = None
         if restored is not None:
             manifest, self._origin = restored
@@ -179,6 +183,7 @@ class Incarnation:
             index=index,
             place=self._place,
             origin=self._origin,
+            failpoints=self._failpoints.get(node, ()),
         )
         forked = self._context.get_start_method() == "fork"
         release = partial(self._release, self._descriptors - self._descriptors_of(node)) if forked else None

@@ -109,6 +109,11 @@ class FileJournal(Journal):
 
         return noted
 
+    def restored(self, sent: Mapping[str, int], received: Mapping[str, int]) -> None:
+        for codes, counts in ((self._sent, sent), (self._received, received)):
+            for name, count in counts.items():
+                self._counts[codes[name] - _FIRST_CHANNEL] = count
+
     def received(self, src: str) -> None:
         self._codes.append(self._received[src])
 

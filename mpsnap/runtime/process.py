@@ -31,9 +31,10 @@ from multiprocessing.queues import Queue
 from typing import Any, NoReturn
 
 from mpsnap.core.blame import blame
+from mpsnap.core.driver import Driver, Encode
 from mpsnap.core.errors import ClusterError, CodecError, MpsnapError, SnapshotError, StoreError, one_line
 from mpsnap.core.journal import JournaledCore
-from mpsnap.core.nodecore import Driver, Encode, NodeCore
+from mpsnap.core.nodecore import NodeCore
 from mpsnap.core.program import Program, codec_of, load_node_class
 from mpsnap.core.protocol import LocalSnapshot, Marker, Outbox, SnapshotId
 from mpsnap.core.snapshot import Captured, UnfinishedState
@@ -42,6 +43,7 @@ from mpsnap.runtime import lifeline
 from mpsnap.runtime.board import Board
 from mpsnap.runtime.capture import Captures, Encoding
 from mpsnap.runtime.channel import QueueReceiver, QueueSender, close_reader, writer_fd
+from mpsnap.runtime.failpoints import Failpoint, arm, fail_at, stumbling
 from mpsnap.runtime.frames import FrameReader, FrameWriter
 from mpsnap.runtime.journal import FileJournal, JournalSpec
 from mpsnap.runtime.outbound import Outbound
@@ -92,6 +94,8 @@ class NodeSpec:
     index: int
     place: Place | None
     origin: Origin | None
+    #: Where it is to come to harm; none outside of tests.
+    failpoints: tuple[Failpoint, ...] = ()
 
 
 def node_main(spec: NodeSpec, release: Callable[[], None] | None) -> NoReturn:
@@ -112,6 +116,7 @@ def node_main(spec: NodeSpec, release: Callable[[], None] | None) -> NoReturn:
     os.dup2(2, 1)
     # Nor may it wait in a buffer: a node that dies takes that along, and it may be what explains the death.
     sys.stdout = sys.stderr
+    arm(spec.failpoints, spec.incarnation)
     NodeProcess(spec).run()
 
 
@@ -185,15 +190,17 @@ class NodeProcess(Driver):
     def _boot(self) -> None:
         spec = self._spec
         self._view.phase("importing")
+        fail_at("import")
         node_class = spec.program.load()
         cluster = [load_node_class(reference) for reference in spec.references]
-        core_class: Callable[..., NodeCore] = NodeCore
+        core, node = stumbling(NodeCore if spec.journal is None else JournaledCore, node_class)
+        core_class: Callable[..., NodeCore] = core
         if spec.journal is not None:
             self._journal = FileJournal(spec.journal, sorted(spec.inbound), sorted(spec.outbound), self.log)
-            core_class = partial(JournaledCore, journal=self._journal)
+            core_class = partial(core_class, journal=self._journal)
         self._core = core_class(
             spec.name,
-            node_class(),
+            node(),
             inbound=tuple(spec.inbound),
             outbound=tuple(spec.outbound),
             unreachable=spec.unreachable,
@@ -205,12 +212,14 @@ class NodeProcess(Driver):
             restored=None if spec.origin is None else spec.origin.part(spec.name),
         )
         self._outbound = self._make_outbound()
+        fail_at("setup" if spec.origin is None else "restore")
         self._core.start(dict(spec.program.params))
         self._register(self._control.fd, self._read_control)
         for src, receiver in self._receivers.items():
             self._register(receiver.fileno(), partial(self._read_channel, src, receiver))
         self._outbound.flush(all_of_it=True)
         self._tell("ready")
+        fail_at("ready")
 
     def _make_outbound(self) -> Outbound:
         spec = self._spec
@@ -235,6 +244,7 @@ class NodeProcess(Driver):
         # Whatever is still being encoded, its snapshot was lost when the stop was asked for.
         self._captures.close()
         if not self._halted:
+            fail_at("on_stop")
             self._core.stop()
         self._outbound.flush(all_of_it=True)
         self._publish_counts()
@@ -416,6 +426,7 @@ class NodeProcess(Driver):
 
     def _on_go(self) -> None:
         self._running = True
+        fail_at("after_go")
 
     def _on_trigger(self, snapshot_id: str) -> None:
         self._core.initiate(SnapshotId.parse(snapshot_id))
@@ -434,8 +445,10 @@ class NodeProcess(Driver):
         # From now on nothing of the user's runs here, so that the last snapshot holds what `on_stop` has left.
         self._running = False
         self._halted = True
+        fail_at("on_stop")
         self._core.stop()
         self._tell("halted")
+        fail_at("after_halt")
 
     def _on_command(self, ticket: int, command: bytes) -> None:
         self._core.command(ticket, command)
@@ -461,6 +474,7 @@ class NodeProcess(Driver):
 
     def send_marker(self, dst: str, marker: Marker) -> None:
         self._outbound.send_marker(dst, marker)
+        fail_at("mid_markers")
 
     def taken(self, src: str, received: int) -> None:
         self._words[self._taken_slots[src]] = received
@@ -469,7 +483,12 @@ class NodeProcess(Driver):
         self._tell("initiated", str(snapshot_id))
 
     def fix(self, snapshot_id: SnapshotId | None, encode: Encode) -> bytes | UnfinishedState:
-        return self._captures.fix(snapshot_id, encode)
+        if snapshot_id is None:
+            return self._captures.fix(None, encode)
+        fail_at("before_record")
+        fixed = self._captures.fix(snapshot_id, encode)
+        fail_at("after_record")
+        return fixed
 
     def report(self, local: LocalSnapshot) -> None:
         captured = local.captured
@@ -478,13 +497,16 @@ class NodeProcess(Driver):
         if isinstance(state, Encoding) and state.receipt is None:
             state.local = local  # `_on_encoded` comes back with it.
             return
+        fail_at("before_report")
         try:
             handed_over = self._parts.hand_over(local, self._captures)
         except (OSError, StoreError) as error:
             why = SnapshotError(f"staging its part failed: {error}", where=self._spec.name)
             self._core.refuse(local.snapshot_id, why)
         else:
+            fail_at("after_stage")
             self._tell("report", str(local.snapshot_id), *handed_over)
+            fail_at("after_report")
 
     def refused(self, snapshot_id: SnapshotId, error: MpsnapError) -> None:
         blamed = blame(error)

@@ -24,7 +24,15 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from mpsnap.core.errors import ClusterError, MpsnapError, NodeError, OutputError, SnapshotLost
+from mpsnap.core.errors import (
+    ClusterError,
+    MpsnapError,
+    NodeError,
+    OutputError,
+    SnapshotCorrupt,
+    SnapshotLost,
+    StoreError,
+)
 from mpsnap.core.events import (
     ClusterStarted,
     CommandLost,
@@ -101,10 +109,8 @@ class RecoveringSupervisor(Supervisor):
     def _on_all_ready(self) -> None:
         if self._commits.last is None:
             # Before "go": what `setup` has sent is in it, and nothing has been handled.
-            initiators = self.topology.initiators(())
-            # First: if the store has no room for it, that is told before `trigger` returns.
-            self._initial = self._snapshots.upcoming(initiators)
-            self._snapshots.trigger(initiators, None)
+            self._initial = self._upcoming()
+            self._snapshots.trigger(self.topology.initiators(()), None)
         elif self.state == "recovering":
             self._go()
             self._happened(Recovered(self._number, self._commits.last.number, time.monotonic() - self._died))
@@ -115,6 +121,10 @@ class RecoveringSupervisor(Supervisor):
             # What was released on the way is covered from now on, and of several that one might go on from, this is the
             # newest.
             self._snapshots.trigger(self.topology.initiators(()), None)
+
+    def _upcoming(self) -> SnapshotId:
+        # Known before it is triggered: one for which the store has no room is abandoned at once.
+        return self._snapshots.upcoming(self.topology.initiators(()))
 
     @property
     def _number(self) -> int:
@@ -155,7 +165,7 @@ class RecoveringSupervisor(Supervisor):
         return not self._sealed
 
     def _fail(self, error: NodeError) -> None:
-        if self._insisted or self._sealed or self.state == "starting":
+        if self._commits.last is None or self._insisted or self._sealed or self.state == "starting":
             # Of the nodes that were told to stop by a signal, the first to die is not the one that did not stop.
             self._end(self.error or error)
             return
@@ -171,11 +181,7 @@ class RecoveringSupervisor(Supervisor):
         self._happened(NodeDied(error.node, error))
         for ticket, node in unanswered.items():
             self._happened(CommandLost(ticket, node))
-        pause = 0.0 if intended else self._restarts.next_pause(now)
-        if pause is None:
-            self._end(_too_often(error, self._restarts.most))
-        else:
-            self._deadlines.set("recover", pause, self._recover)
+        self._recover_or_end(_too_often(error, self._restarts.most), counts=not intended)
 
     def _give_up_incarnation(self, error: NodeError) -> None:
         self.state = "recovering"
@@ -187,6 +193,14 @@ class RecoveringSupervisor(Supervisor):
         self._outputs.take_back()
         self.excused.clear()
 
+    def _recover_or_end(self, error: MpsnapError, *, counts: bool) -> None:
+        """Recover when it is time to, or end because of `error` if there were too many recoveries that count."""
+        pause = self._restarts.next_pause(time.monotonic()) if counts else 0.0
+        if pause is None:
+            self._end(error)
+        else:
+            self._deadlines.set("recover", pause, self._recover)
+
     def _recover(self) -> None:
         """Begin a new incarnation from the last recovery point."""
         store = self._recovery.store
@@ -197,9 +211,15 @@ class RecoveringSupervisor(Supervisor):
             manifest = store.manifest(self._commits.last.number)
             place = store.next_incarnation()
             self._spawn(place.incarnation, place, (manifest, store.origin(manifest.number)))
-        except MpsnapError as error:
+        except SnapshotCorrupt as error:
+            self._end(error)
+        except StoreError as error:
+            # A disk that is full now may not be so the next time.
+            self._recover_or_end(error, counts=True)
+        except (MpsnapError, OSError) as error:
             if not self.ended:
-                self._end(error)
+                why = error if isinstance(error, MpsnapError) else ClusterError(f"no node could be started: {error}")
+                self._end(why)
 
     # ---------------------------------------------------------------- stopping
 
@@ -215,13 +235,16 @@ class RecoveringSupervisor(Supervisor):
     def _on_halted(self, node: str) -> None:
         self._halted.add(node)
         if len(self._halted) == len(self.topology.nodes):
-            initiators = self.topology.initiators(())
-            self._last = self._snapshots.upcoming(initiators)
-            self._snapshots.trigger(initiators, None, final=True)
+            self._last = self._upcoming()
+            self._snapshots.trigger(self.topology.initiators(()), None, final=True)
 
-    def _has_stopped(self, node: str) -> bool:
-        # Before the last cut is durable, nobody was asked for more than to run `on_stop`.
-        return super()._has_stopped(node) if self._sealed else node in self._halted
+    def _unstopped(self) -> set[str]:
+        if self._sealed:
+            return super()._unstopped()
+        for collection in self._snapshots.open:
+            if collection.id == self._last:
+                return set(collection.missing(self.topology))
+        return set(self.topology.nodes) - self._halted
 
     def _seal(self) -> None:
         self._last = None

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from mpsnap.core.codec import Codec
-from mpsnap.core.errors import ConsistencyError, MpsnapError, SnapshotError, StoreError
+from mpsnap.core.errors import CodecError, ConsistencyError, MpsnapError, SnapshotError, StoreError
 from mpsnap.core.events import Event, Initiated, SnapshotAbandoned, SnapshotCompleted, SnapshotInitiated
 from mpsnap.core.part import unpack
 from mpsnap.core.protocol import FinishedIds, SnapshotId
@@ -150,6 +150,7 @@ class Snapshots:
                 self._finished.add(snapshot_id)
                 self._abandon_everywhere(snapshot_id)
                 self._happened(SnapshotAbandoned(None, snapshot_id, error))
+                self._go_on_probing()
                 return None
             self._happened(SnapshotInitiated(number, snapshot_id, initiators))
         seconds = self._timeout if timeout is None else timeout
@@ -247,7 +248,7 @@ class Snapshots:
             if not probe:
                 final = collection.id == self._final
                 self._commits.commit(snapshot, recovery_point=collection.recovery_point, final=final)
-        except (ConsistencyError, StoreError) as error:
+        except (CodecError, ConsistencyError, StoreError) as error:
             self._close(collection, error)
             return
         self._close(collection, None)
@@ -276,6 +277,11 @@ class Snapshots:
         under_way = any(collection.number is None for collection in self._open.values())
         return under_way or self.terminated is not None or self._deadlines.holds("probe")
 
+    def _go_on_probing(self) -> None:
+        """See to it that one that was abandoned is not the last, be it a probe or what was to keep its finding."""
+        if self._probing and not self._is_probing():
+            self._deadlines.set("probe", PROBE_SECONDS[1], self._probe)
+
     def _probe_later(self, collection: Collection) -> None:
         low, high = PROBE_SECONDS
         pause = max(low, min(high, PROBE_FACTOR * (time.monotonic() - collection.began)))
@@ -298,5 +304,4 @@ class Snapshots:
         if error is not None:
             collection.drop()
             self._happened(SnapshotAbandoned(collection.number, collection.id, error))
-            if collection.number is None and self._probing:
-                self._deadlines.set("probe", PROBE_SECONDS[1], self._probe)
+            self._go_on_probing()

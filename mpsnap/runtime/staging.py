@@ -34,18 +34,18 @@ PIPE_BYTES = 1 << 16
 _CHUNK_BYTES = 1 << 20
 
 #: How a node tells where a file is: its descriptor there, and the receipt; plain data.
-Ticket = tuple[int, int, int]
+Ticket = tuple[int, int, int | None]
 
 
 class Receipt(NamedTuple):
-    """Say what is in a file: how many bytes, and their checksum.
+    """Say what is in a file: how many bytes, and their checksum, None for one that is read at once and by then gone.
 
     CRC-32 finds what a broken memory or disk does; against somebody who could write to this file, which has no name and
     one owner, a digest would not help either, and it takes four times as long.
     """
 
     size: int
-    checksum: int
+    checksum: int | None
 
 
 def open_unnamed() -> IO[bytes]:
@@ -58,8 +58,8 @@ def open_unnamed() -> IO[bytes]:
     return tempfile.TemporaryFile(prefix="mpsnap-", buffering=0)
 
 
-def fill(file: IO[bytes], data: bytes | memoryview) -> Receipt:
-    """Write `data` into a file and return the receipt for it.
+def fill(file: IO[bytes], data: bytes | memoryview, *, lasts: bool = True) -> Receipt:
+    """Write `data` into a file and return the receipt for it; there is no checksum if it does not last.
 
     Raises:
         OSError: The disk is full, for one.
@@ -68,10 +68,11 @@ def fill(file: IO[bytes], data: bytes | memoryview) -> Receipt:
     view = memoryview(data)
     for at in range(0, len(view), _CHUNK_BYTES):
         chunk = view[at : at + _CHUNK_BYTES]
-        checksum = crc32(chunk, checksum)
+        if lasts:
+            checksum = crc32(chunk, checksum)
         while chunk:
             chunk = chunk[file.write(chunk) :]
-    return Receipt(len(view), checksum)
+    return Receipt(len(view), checksum if lasts else None)
 
 
 class UnnamedFile:
@@ -95,7 +96,7 @@ class Staging:
     def __init__(self) -> None:
         self._files: dict[int, IO[bytes]] = {}
 
-    def put(self, data: bytes) -> Ticket:
+    def put(self, data: bytes, *, lasts: bool = True) -> Ticket:
         """Write `data` into a new file.
 
         Raises:
@@ -103,14 +104,15 @@ class Staging:
         """
         file = open_unnamed()
         try:
-            return self.hold(file, fill(file, data))
+            return self.hold(file, fill(file, data, lasts=lasts))
         except OSError:
             file.close()
             raise
 
     def put_if_large(self, data: bytes) -> bytes | Ticket:
-        """Return what a note can hold: `data`, or where it is; raises as `put`."""
-        return data if len(data) <= PIPE_BYTES else self.put(data)
+        """Return what a note can hold: `data`, or where it is for whoever reads it at once; raises as `put`."""
+        # A checksum takes as long as all the rest, and could show no more than that memory is broken.
+        return data if len(data) <= PIPE_BYTES else self.put(data, lasts=False)
 
     def hold(self, file: IO[bytes], receipt: Receipt) -> Ticket:
         """Take a file that is filled."""
@@ -155,7 +157,8 @@ class StagedFile(StoredState):
             raise CodecError("the file of a state is read after its snapshot was given up")
         with open(f"/proc/self/fd/{self._fd}", "rb", buffering=0) as file:
             data: bytes = file.read()
-        if Receipt(len(data), crc32(data)) != self._receipt:
+        checksum = None if self._receipt.checksum is None else crc32(data)
+        if Receipt(len(data), checksum) != self._receipt:
             raise CodecError(f"the file of a state, {self.size} bytes, does not hold any more what was captured")
         return data
 
@@ -174,7 +177,7 @@ class StagedFile(StoredState):
 
 
 def receive(pid: int, ticket: Ticket) -> bytes | StagedFile:
-    """Open what the node with this pid has staged; return the bytes of what is not large, and the file of the rest.
+    """Open what the node with this pid has staged; return the file of what is large and lasts, the bytes of the rest.
 
     Raises:
         OSError: It is not there: the node is dead, or there are no descriptors left here.
@@ -182,7 +185,7 @@ def receive(pid: int, ticket: Ticket) -> bytes | StagedFile:
     """
     fd, size, checksum = ticket
     file = StagedFile(f"/proc/{pid}/fd/{fd}", Receipt(size, checksum))
-    if size > STAGING_BYTES:
+    if size > STAGING_BYTES and checksum is not None:
         return file
     try:
         return file.read()

@@ -43,6 +43,7 @@ from mpsnap.runtime import lifeline, preflight
 from mpsnap.runtime.commits import Commits
 from mpsnap.runtime.deadlines import Deadlines
 from mpsnap.runtime.deadlock import Waits
+from mpsnap.runtime.failpoints import Failpoint
 from mpsnap.runtime.frames import Note
 from mpsnap.runtime.hangs import Hangs
 from mpsnap.runtime.incarnation import Incarnation
@@ -81,6 +82,7 @@ class Supervisor:
         allow_threads: Permit fork although other threads run.
         fork_captures: Let a node with a large state fork at the cut, so that it can go on while a child encodes it.
         handler_deadline: Seconds after which a hook that has not returned counts as a death; None for never.
+        failpoints: Where nodes are to come to harm, by node, in tests.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class Supervisor:
         journals: Mapping[str, JournalSpec] | None = None,
         fork_captures: bool = True,
         handler_deadline: float | None = None,
+        failpoints: Mapping[str, tuple[Failpoint, ...]] | None = None,
     ) -> None:
         self.topology = topology
         self.seed = seed
@@ -118,6 +121,7 @@ class Supervisor:
         self._until_terminated = until_terminated
         self._snapshot_timeout = snapshot_timeout
         self._handler_deadline = handler_deadline
+        self._failpoints = failpoints or {}
         self._hangs: Hangs
         self._incarnation: Incarnation | None = None
         self._classes = {
@@ -276,6 +280,7 @@ class Supervisor:
             fork_captures=self._fork_captures,
             place=place,
             restored=restored,
+            failpoints=self._failpoints,
         )
         if self.ended:
             # A signal handler or another thread has stopped it meanwhile, and could not know of the processes yet.
@@ -296,15 +301,14 @@ class Supervisor:
         """
         if not self.ended and not self._events:
             ready = self._epoll.poll(max(0.0, min(timeout, self._deadlines.seconds_left())))
-            attended = [self._watched[fd] for fd, _ in ready]
+            attended = [(fd, self._watched[fd]) for fd, _ in ready]
             if len(attended) > 1:
                 # Results before deaths: the last words of a node that died explain its death.
-                attended.sort(key=lambda which: which[0] == "died")
-            incarnation = self._incarnation
-            for what, node in attended:
-                # What the nodes of an incarnation that is given up still had to say died with them.
-                if self._incarnation is incarnation and not self.ended:
-                    self._attend(what, node)
+                attended.sort(key=lambda each: each[1][0] == "died")
+            for fd, which in attended:
+                # What came before may have fenced all nodes, and then there is nobody left to attend to.
+                if self._watched.get(fd) == which:
+                    self._attend(*which)
             self._deadlines.keep()
         events, self._events = self._events, []
         return events
@@ -521,7 +525,15 @@ class Supervisor:
         late = [node for node in self.topology.nodes if node not in self._ready]
         doing = "; ".join(f"{node} is {self._doing(node)}" for node in late[:3])
         count = f"{len(late)} of {len(self.topology.nodes)} nodes not ready"
-        self._end(ClusterError(f"{count}, and none any further within {READY_SECONDS:g} s: {doing}", where=late[0]))
+        self._fail(
+            NodeError(
+                f"{count}, and none any further within {READY_SECONDS:g} s: {doing}",
+                node=late[0],
+                phase=self._phases[self.topology.nodes.index(late[0])],
+                status="killed",
+                where=late[0],
+            )
+        )
 
     def _on_failed(self, node: str, phase: str, what: str, where: str | None, hint: str | None, traceback: str) -> None:
         blamed = Blame(what, where, hint, traceback)
@@ -567,7 +579,7 @@ class Supervisor:
     def _note_unstopped(self, seconds: float) -> None:
         assert self._incarnation is not None
         for node in self._incarnation.alive():
-            if not self._has_stopped(node):
+            if node in self._unstopped():
                 phase = self._incarnation.board.phase(node)
                 self.error = self.error or NodeError(
                     f"{node} did not stop within {seconds:g} s and was killed, {_in_phase(phase)}",
@@ -577,9 +589,9 @@ class Supervisor:
                     where=node,
                 )
 
-    def _has_stopped(self, node: str) -> bool:
-        """Whether a node has done what it was asked for when the cluster was to stop."""
-        return node in self._stopped
+    def _unstopped(self) -> set[str]:
+        """Return the nodes that the end waits for."""
+        return set(self.topology.nodes) - self._stopped
 
     def _signal_rest(self, number: int) -> None:
         assert self._incarnation is not None
@@ -596,19 +608,24 @@ class Supervisor:
         self.state = "ended"
         self.error = error
         self._deadlines.clear()
-        self._fence()
-        self._snapshots.lose_all(error)
-        self._happened(ClusterStopped(error))
+        try:
+            self._fence()
+        except ClusterError as unkillable:
+            self.error = error or unkillable
+        self._snapshots.lose_all(self.error)
+        self._happened(ClusterStopped(self.error))
 
     def _fence(self) -> None:
         """Kill all nodes, and give up all that leads to them."""
         if self._incarnation is not None:
-            self._incarnation.kill()
-            self.totals()
-            for fd in [fd for fd in self._watched if fd != self._bell]:
-                self._unwatch(fd)
-            self._incarnation.close()
-            self._incarnation = None
+            try:
+                self._incarnation.kill()
+            finally:
+                self.totals()
+                for fd in [fd for fd in self._watched if fd != self._bell]:
+                    self._unwatch(fd)
+                self._incarnation.close()
+                self._incarnation = None
 
     def _doing(self, node: str) -> str:
         assert self._incarnation is not None

@@ -10,16 +10,14 @@ from typing import Any, NamedTuple, TypeAlias
 
 from mpsnap.core.blame import blame, node_error
 from mpsnap.core.codec import Codec, encoded
+from mpsnap.core.driver import Driver, Encode
 from mpsnap.core.errors import ConsistencyError, MpsnapError, SnapshotError
 from mpsnap.core.journal import JournaledCore, PlainJournal
-from mpsnap.core.nodecore import Driver, NodeCore
+from mpsnap.core.nodecore import NodeCore
 from mpsnap.core.program import Program
 from mpsnap.core.protocol import ChannelState, LocalSnapshot, Marker, SnapshotId
-from mpsnap.core.snapshot import Captured, Timer
+from mpsnap.core.snapshot import Captured, Timer, UnfinishedState
 from mpsnap.core.topology import Topology
-
-#: For fingerprints: the codec's bytes tell 1 from True and from 1.0, which Python's own comparison does not.
-EXACT = Codec(types=(Captured, Timer, SnapshotId, ChannelState, LocalSnapshot))
 
 
 class Command(NamedTuple):
@@ -36,8 +34,22 @@ class Initiation(NamedTuple):
     number: int
 
 
+class Place(NamedTuple):
+    """Say how far a node had come when it recorded, in what no part of a snapshot holds.
+
+    `todo` has the places in its plan of what was still to be done; `sources` counts its idle calls and timers.
+    """
+
+    todo: tuple[int, ...]
+    sources: int
+
+
 #: By node, what is to be done there, in this order but at any moments.
 Plan: TypeAlias = Mapping[str, Sequence[Command | Initiation]]
+
+
+#: For fingerprints: the codec's bytes tell 1 from True and from 1.0, which Python's own comparison does not.
+EXACT = Codec(types=(Captured, Timer, SnapshotId, ChannelState, LocalSnapshot, Place))
 
 
 class Note(NamedTuple):
@@ -61,12 +73,20 @@ class Actor(PlainJournal, Driver):
         codec: Codec,
         seed: int,
         keep_report: Callable[[LocalSnapshot], int],
+        incarnation: int,
+        place: Place | None,
+        restored: LocalSnapshot | None,
+        keeps_places: bool,
     ) -> None:
         super().__init__()
-        self.planned = 0
-        self.sources = 0
+        self.incarnation = incarnation
+        #: What is still to be done, as places in the plan; and how many idle calls and timers have run.
+        self.todo, self.sources = place or Place(tuple(range(len(plan))), 0)
         #: By snapshot id, what `keep_report` made of this node's local snapshot.
         self.reports: dict[SnapshotId, int] = {}
+        #: By snapshot id, where this node recorded; only for whoever may recover from there.
+        self.places: dict[SnapshotId, Place] = {}
+        self._keeps_places = keeps_places
         self.sent_items: list[tuple[str, int, object]] = []
         self.notes: list[Note] = []
         self._now = 0.0
@@ -80,19 +100,20 @@ class Actor(PlainJournal, Driver):
             inbound=topology.inbound(name),
             outbound=topology.outbound(name),
             unreachable=unreachable,
-            incarnation=0,
+            incarnation=incarnation,
             seed=seed,
             codec=codec,
             driver=self,
             clock=lambda: self._now,
             journal=self,
+            restored=restored,
         )
         self.core.start(dict(program.params))
 
     def fingerprint(self) -> bytes:
         """Return all that decides what this node does next; equal bytes, equal futures."""
         captured, rest = self.core.fingerprint()
-        return EXACT.encode((captured, rest, self.planned, self.sources, self.reports))
+        return EXACT.encode((captured, rest, self.incarnation, self.todo, self.sources, self.reports, self.places))
 
     def basic(self) -> bytes:
         """Return the user's state, timers, random numbers and count of records: what snapshots are about."""
@@ -113,7 +134,7 @@ class Actor(PlainJournal, Driver):
             assert isinstance(marker, Marker)
             core.receive_marker(src, marker)
         elif kind == "plan":
-            return self._carry_out(self._plan[self.planned])
+            return self._carry_out()
         elif kind == "idle":
             self.sources += 1
             core.run_idle()
@@ -123,8 +144,20 @@ class Actor(PlainJournal, Driver):
             core.run_timer()
         return True
 
-    def _carry_out(self, planned: Command | Initiation) -> bool:
-        self.planned += 1
+    @property
+    def planned(self) -> Command | Initiation | None:
+        """What is to be done next; None if nothing is. A snapshot has the incarnation that begins it in its id."""
+        if not self.todo:
+            return None
+        planned = self._plan[self.todo[0]]
+        if isinstance(planned, Initiation):
+            return planned._replace(snapshot_id=planned.snapshot_id._replace(incarnation=self.incarnation))
+        return planned
+
+    def _carry_out(self) -> bool:
+        planned = self.planned
+        assert planned is not None
+        self.todo = self.todo[1:]
         if isinstance(planned, Initiation):
             self.core.initiate(planned.snapshot_id)
             return True
@@ -145,6 +178,11 @@ class Actor(PlainJournal, Driver):
         if local.snapshot_id in self.reports:
             raise ConsistencyError(f"a second local snapshot of {local.snapshot_id}", where=local.node)
         self.reports[local.snapshot_id] = self._keep_report(local)
+
+    def fix(self, snapshot_id: SnapshotId | None, encode: Encode) -> bytes | UnfinishedState:
+        if snapshot_id is not None and self._keeps_places:
+            self.places[snapshot_id] = Place(self.todo, self.sources)
+        return encode(bytes)
 
     def refused(self, snapshot_id: SnapshotId, error: MpsnapError) -> None:
         raise error

@@ -30,11 +30,12 @@ from typing import NamedTuple
 
 from mpsnap.core.blame import blame, node_error
 from mpsnap.core.codec import Codec
+from mpsnap.core.driver import Driver
 from mpsnap.core.errors import MpsnapError, OutputError, SnapshotError, one_line
 from mpsnap.core.events import Emitted, Event, Logged, SnapshotAbandoned, SnapshotCompleted, SnapshotInitiated
 from mpsnap.core.history import Entry, error_shown
 from mpsnap.core.journal import EntryJournal, JournaledCore
-from mpsnap.core.nodecore import Driver, NodeCore
+from mpsnap.core.nodecore import NodeCore
 from mpsnap.core.program import Program, codec_of
 from mpsnap.core.protocol import LocalSnapshot, Marker, SnapshotId
 from mpsnap.core.rng import CounterRandom

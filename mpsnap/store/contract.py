@@ -241,7 +241,7 @@ class SnapshotStore(SnapshotReader):
         """Remove a snapshot.
 
         Raises:
-            StoreError: There is none, or it is still there.
+            StoreError: There is none; or it is still there, or might be after a loss of power.
         """
 
     def summary(self, number: int) -> Manifest:

@@ -225,12 +225,15 @@ class DirectoryStore(DirectoryReader, SnapshotStore):
 
     def staged(self, receipt: Receipt) -> StoredState:
         where = os.path.join(self.path, STAGING, receipt.name)
+        if incarnation_of(receipt.name) != self._incarnation:
+            # Not only for its own sake: the name of the lock's file, opened and closed here, would undo the lock.
+            raise StoreError("no file that was staged in this incarnation", where=where)
         with telling("a staged file is not there", where):
             fd = self._disk.open(receipt.name, self._staging)
-            size = self._disk.found(fd).size
-        if size != receipt.size:
+            found = self._disk.found(fd)
+        if not found.is_file or found.size != receipt.size:
             self._disk.close(fd)
-            raise StoreError(f"a staged file of {size} bytes is not the one of the receipt", where=where)
+            raise StoreError(f"a staged file of {found.size} bytes is not the one of the receipt", where=where)
         return StoredFile(self._disk, fd, receipt, where)
 
     def drop_staged(self, receipts: Iterable[Receipt]) -> None:

@@ -106,6 +106,17 @@ class Manifest(NamedTuple):
         """The generation of processes that took it."""
         return self.id.incarnation
 
+    @property
+    def size(self) -> int:
+        """How many bytes there are in its files, this one aside."""
+        return sum(receipt.size for receipt in self.files())
+
+    @property
+    def in_flight(self) -> int:
+        """How many messages were in flight at the cut: of what was sent before it, that which was not received."""
+        nodes = self.nodes.values()
+        return sum(sum(node.sent.values()) - sum(node.received.values()) for node in nodes)
+
     def files(self) -> Iterator[Receipt]:
         """Yield every file but the one that holds the manifest."""
         for node in self.topology.nodes:

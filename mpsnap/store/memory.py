@@ -96,7 +96,7 @@ class MemoryStore(SnapshotStore):
         return self._snapshots[number]
 
     def _taken(self, staged: Receipt) -> bytes:
-        data = self._staged.get(staged.name)
+        data = self._staged.get(staged.name) if staged.name.startswith(f"{self._incarnation}-") else None
         if data is None or len(data) != staged.size:
             raise StoreError(f"no file {staged.name} of {staged.size} bytes was staged", where=_WHERE)
         return data

@@ -11,6 +11,7 @@ word. Only events of nodes count, for a supervisor exchanges no messages with th
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from urllib.parse import quote
 
@@ -66,13 +67,17 @@ def vector_clocks(drawing: Diagram) -> Iterator[tuple[int, Mapping[int, int]]]:
     causes = {arrow.received: arrow.sent for arrow in (*drawing.messages, *drawing.markers) if arrow.sent is not None}
     #: Of what was sent and will be received, the clocks: nobody asks for others.
     kept: dict[int, dict[int, int]] = {}
-    awaited = frozenset(sent for received, sent in causes.items() if received is not None)
+    # A message is received twice if a recovery went back behind the first time.
+    awaited = Counter(sent for received, sent in causes.items() if received is not None)
     for rank, point in enumerate(drawing.points):
         if point.lane is None:
             continue
         clock = latest[point.lane]
         # Only in a log that contradicts itself does a cause come later.
-        for lane, count in kept.pop(causes.get(rank, -1), {}).items():
+        cause = causes.get(rank, -1)
+        if cause in awaited:
+            awaited[cause] -= 1
+        for lane, count in (kept.get if awaited[cause] > 0 else kept.pop)(cause, {}).items():
             if count > clock.get(lane, 0):
                 clock[lane] = count
         clock[point.lane] = clock.get(point.lane, 0) + 1

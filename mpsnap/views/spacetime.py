@@ -161,6 +161,9 @@ def _nodes(head: Head, entries: Sequence[Entry]) -> tuple[str, ...]:
 
 def _arrows(entries: Sequence[Entry], lanes: Mapping[str, int]) -> tuple[list[Arrow], list[Arrow]]:
     found: dict[tuple[int, int, int | str], Arrow] = {}
+    #: What was lost or undone by a recovery, and happened again.
+    past: list[Arrow] = []
+    restored: dict[int, int] = {}
     for rank, (node, _, _, event, detail) in enumerate(entries):
         if node is None:
             continue
@@ -169,16 +172,23 @@ def _arrows(entries: Sequence[Entry], lanes: Mapping[str, int]) -> tuple[list[Ar
         elif event in ("received", "marker received"):
             src, dst = lanes[detail["from"]], lanes[node]
         else:
+            if event == "restored":
+                restored[lanes[node]] = rank
             continue
         snapshot = detail["snapshot"] if event[0] == "m" else None
         key = (src, dst, detail["number"] if snapshot is None else snapshot)
         arrow = found.get(key) or Arrow(src, dst, detail["number"], snapshot, None, None)
+        again = arrow.sent if event[-4:] == "sent" else arrow.received
+        if again is not None and again < restored.get(lanes[node], -1):
+            past.append(arrow)
+            arrow = arrow._replace(sent=None if event[-4:] == "sent" else arrow.sent, received=None)
         if event[-4:] == "sent":
             found[key] = arrow._replace(sent=rank)
         elif arrow.received is None:
             found[key] = arrow._replace(received=rank)
-    messages = [arrow for arrow in found.values() if arrow.snapshot is None]
-    return messages, [arrow for arrow in found.values() if arrow.snapshot is not None]
+    arrows = [*past, *found.values()]
+    messages = [arrow for arrow in arrows if arrow.snapshot is None]
+    return messages, [arrow for arrow in arrows if arrow.snapshot is not None]
 
 
 def _cuts(entries: Sequence[Entry], lanes: Mapping[str, int], messages: Sequence[Arrow]) -> Iterator[Cut]:
@@ -227,6 +237,8 @@ def _notices(history: History, entries: Sequence[Entry]) -> Iterator[str]:
             yield f"{entry.node}: {entry.detail['count']} entries are missing, the log had reached its size"
         elif entry.event == "died":
             yield f"{entry.node} died: {error_text(entry.detail.get('error'))}"
+        elif entry.event == "recovered":
+            yield f"incarnation {entry.detail['incarnation']} begins from snapshot {entry.detail['snapshot']}"
         elif entry.event == "violated":
             yield f"violated: {error_text(entry.detail.get('error'))}"
     if not entries:

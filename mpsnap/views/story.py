@@ -11,8 +11,8 @@ from typing import Any
 from mpsnap.core.codec import Codec, thaw
 from mpsnap.views.tables import count, shown
 
-#: What happened in one step: the node, what the step was called, and its events with their fields (see
-#: `mpsnap.core.history`), values fixed.
+#: What happened in one step: the node ("" for the supervisor), what the step was called, and its events with their
+#: fields (see `mpsnap.core.history`), values fixed.
 Told = tuple[str, str, Iterable[tuple[str, Mapping[str, Any]]]]
 
 
@@ -22,19 +22,39 @@ def story(steps: Iterable[Told], codecs: Mapping[str, Codec], begun: int = 0) ->
     Args:
         steps: What happened, in order.
         codecs: How to read each node's values.
-        begun: How many of the first are no steps but what came before them.
+        begun: How many of the first are no steps but what came before them. Nor is what follows a death until all
+            nodes are restored: these lines have no number either.
     """
-    lines = []
+    lines: list[tuple[str, str, bool]] = []
     payloads: dict[tuple[str, str, int], str] = {}
     for node, what, events in steps:
         table = _by_name(events)
         for fields in table.get("sent", ()):
             payloads[node, fields["to"], fields["number"]] = _value(fields["payload"], codecs[node])
-        lines.append((node, _tell(node, what, table, codecs[node], payloads)))
-    wide = max((len(node) for node, _ in lines), default=0)
-    digits = len(str(max(0, len(lines) - begun)))
-    numbers = [" " * digits] * begun + [f"{k:>{digits}}" for k in range(1, len(lines) - begun + 1)]
-    return [f"{number}  {node:<{wide}}  {text}" for number, (node, text) in zip(numbers, lines, strict=True)]
+        is_step = len(lines) >= begun and not ("recovered" in table or "restored" in table)
+        text = _tell(node, what, table, codecs[node], payloads) if node else _tell_recovery(table)
+        lines.append((node, text, is_step))
+    wide = max((len(node) for node, _, _ in lines), default=0)
+    digits = len(str(sum(is_step for _, _, is_step in lines)))
+    told, number = [], 0
+    for node, text, is_step in lines:
+        number += is_step
+        told.append(f"{number if is_step else '':>{digits}}  {node:<{wide}}  {text}")
+    return told
+
+
+def _tell_recovery(events: Mapping[str, list[Mapping[str, Any]]]) -> str:
+    parts = [f"snapshot {fields['snapshot']} is abandoned" for fields in events.get("abandoned", ())]
+    parts += [
+        f"incarnation {fields['incarnation']} recovers from {_cut(fields['snapshot'])}"
+        for fields in events.get("recovered", ())
+    ]
+    return "; ".join(parts)
+
+
+def _cut(snapshot: str) -> str:
+    # No snapshot that anybody began has the number 0.
+    return "the initial cut" if snapshot.endswith("-0") else f"snapshot {snapshot}"
 
 
 def _by_name(events: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, list[Mapping[str, Any]]]:
@@ -57,6 +77,7 @@ def _tell(
         f"sends message {fields['number']} to {fields['to']}: {payloads[node, fields['to'], fields['number']]}"
         for fields in events.get("sent", ())
     ]
+    parts += [_restored(fields, codec) for fields in events.get("restored", ())]
     parts += [f"records {_value(fields['state'], codec)}" for fields in events.get("recorded", ())]
     if events.get("marker sent"):
         parts.append("sends markers to " + ", ".join(fields["to"] for fields in events["marker sent"]))
@@ -68,6 +89,11 @@ def _tell(
     parts += [f"puts out {_value(fields['record'], codec)}" for fields in events.get("output", ())]
     parts += [f"says {shown(fields['text'])}" for fields in events.get("log", ())]
     return "; ".join(filter(None, parts))
+
+
+def _restored(fields: Mapping[str, Any], codec: Codec) -> str:
+    held = sum(number for _, number in fields["channels"].values())
+    return f"restores {_value(fields['state'], codec)}" + (f", with {count(held, 'message')} to take" if held else "")
 
 
 def _beginning(

@@ -59,9 +59,15 @@ _GLYPHS = {
     "refused": "M-3.5 0L0 -4.5L3.5 0L0 4.5Z",
     "dropped": "M-2 -5V5M2 -5V5",
     "died": "M-5 -5L5 5M-5 5L5 -5",
+    "restored": "M-3 -6V6L5 0Z",
 }
 #: What the legend calls them, where their own name does not say it.
-_WORDS = {"log": "log line", "refused": "state refused", "dropped": "entries missing"}
+_WORDS = {
+    "log": "log line",
+    "refused": "state refused",
+    "dropped": "entries missing",
+    "restored": "restored after a crash",
+}
 
 
 class Box(NamedTuple):

@@ -89,6 +89,10 @@ def described(entry: Entry, names: Mapping[str, str], payload: object = None, wi
         text = f"reported, {snapshot}, {count} in flight to it"
     elif event == "dropped":
         text = f"{detail['count']} entries missing"
+    elif event == "restored":
+        count = sum(max(count, 0) for _, count in detail["channels"].values())
+        text = f"restored from {snapshot}" + (f", {count} in flight to it" if count else "")
+        text += f": {brief(detail['state'], width)}" if "state" in detail else ""
     elif event in ("refused", "died"):
         text = f"{event}: {error_text(detail.get('error'))}"
     else:

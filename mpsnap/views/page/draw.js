@@ -11,6 +11,7 @@ const MOST_BOLD = 220, MOST_CUTS = 60, MOST_LABELS = 90, MOST_FLYING = 1500;
 const GLYPHS = {
   timer: "M-4 3.5L0 -4L4 3.5Z", command: "M-4 -3.5L0 4L4 -3.5Z", output: "M-3.5 -3.5H3.5V3.5H-3.5Z",
   log: "M-4.5 -2.5H4.5V2.5H-4.5Z", refused: "M-3.5 0L0 -4.5L3.5 0L0 4.5Z", dropped: "M-2 -6V6M2 -6V6",
+  restored: "M-3 -6V6L5 0Z",
   died: "M-5 -5L5 5M-5 5L5 -5", other: "M-2 0A2 2 0 1 0 2 0A2 2 0 1 0 -2 0Z",
 };
 const DIAMOND = "M-6 0L0 -6.5L6 0L0 6.5Z";

@@ -1,0 +1,115 @@
+"""Programs whose supervisor dies at a planned moment, one life after another, on one store.
+
+    python lives.py FOLDER METHOD FIRST LAST STEP [AGAIN]
+
+Life k ends with the k-th operation on the store's disk, k from FIRST to LAST by STEP; it goes on from the last recovery
+point that the ones before have left, or with AGAIN begins afresh in a folder of its own, and another one follows. The
+last life comes to an orderly end. After each, its nodes are dead within `ORPHAN_SECONDS`, and the store and the file of
+outputs are whole.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from drill import Drill, File, KillingDisk
+from ledger import check_conserved, check_records
+
+from mpsnap.store.contract import is_recovery_point
+from mpsnap.store.reader import MARK, DirectoryReader
+
+ORPHAN_SECONDS = 2.0
+
+
+def live(folder: Path, method: str, last: int, tell: int) -> None:
+    """Be one life; tell the pids of its nodes."""
+    it = Drill(folder, method, disk=KillingDisk(last), resume=True, params={"tick": 0.001})
+    it.supervisor.start()
+    pids = [str(each["pid"]) for each in it.supervisor.status()["nodes"].values()]
+    os.write(tell, " ".join(pids).encode())
+    it.until(lambda: it.since > 1, "a snapshot")
+    it.stop()
+    it.check(0)
+    it.close()
+
+
+def end(name: str, life: Callable[[int], None]) -> bool:
+    """Run one life in a process of its own, which tells pids by a descriptor; return whether its end was orderly."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(reading)
+            life(writing)
+            os._exit(0)
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+            os._exit(1)
+    os.close(writing)
+    _, status = os.waitpid(pid, 0)
+    died = time.monotonic()
+    with open(reading) as pipe:
+        pids = [int(pid) for pid in pipe.read().split()]
+    while any(map(lives, pids)):
+        assert time.monotonic() < died + ORPHAN_SECONDS, f"{name}: nodes outlive their supervisor"
+        time.sleep(0.001)
+    assert status in (0, signal.SIGKILL), f"{name} ended with {status}"
+    return status == 0
+
+
+def lives(pid: int) -> bool:
+    """Return whether a process has not ended."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def look(folder: Path, before: int) -> int:
+    """See that the store and the outputs are whole; return the number of the newest recovery point, -1 for none."""
+    if not (folder / "store" / MARK).exists():
+        return -1
+    with DirectoryReader(folder / "store") as reader:
+        for number in reader.numbers():
+            reader.verify(number)
+        last = reader.latest(is_recovery_point)
+        if last is not None:
+            check_conserved(reader.load(last.number), sum(last.topology.tokens.values()))
+    newest = -1 if last is None else last.number
+    assert newest >= before, "a recovery point is lost"
+    if last is not None:
+        # Before and after what the next life cuts off.
+        outputs = File(folder / "outputs")
+        check_records(outputs.records(), None)
+        assert last.emitted_bytes is not None
+        assert last.emitted_bytes <= outputs.sync()
+    return newest
+
+
+def main(folder: Path, method: str, first: int, last: int, step: int, again: bool) -> None:
+    """Run all lives."""
+    newest, count = -1, 0
+    for k in range(first, last + 1, step):
+        home = folder / str(k) if again else folder
+        home.mkdir(exist_ok=True)
+        if end(f"life {k}", partial(live, home, method, k)):
+            break
+        count += 1
+        newest = look(home, -1 if again else newest)
+        if again:
+            assert end(f"life after {k}", partial(live, home, method, 0)), "the next life did not come to its end"
+    else:
+        assert again or end("last life", partial(live, folder, method, 0)), "the last life did not come to its end"
+    print(count, newest)  # noqa: T201 - for the test
+
+
+if __name__ == "__main__":
+    start, stop, stride = map(int, sys.argv[3:6])
+    main(Path(sys.argv[1]), sys.argv[2], start, stop, stride, len(sys.argv) > 6)
