@@ -81,7 +81,7 @@ class Drill:
         node: type[Node] = Ledger,
         params: dict[str, Any] | None = None,
         disk: Disk | None = None,
-        resume: bool = False,
+        resume: bool | int = False,
         recovery: dict[str, Any] | None = None,
         **settings: Any,
     ) -> None:
@@ -89,7 +89,8 @@ class Drill:
         self.store = DirectoryStore(self.path, disk)
         self.topology, programs = assign(parse_topology(topology), node, params)
         self.total = sum(self.topology.tokens.values())
-        last = self.store.latest(is_recovery_point) if resume else None
+        last = self.store.latest(is_recovery_point) if resume is True else None
+        last = self.store.manifest(resume) if type(resume) is int else last
         self.file = File(folder / "outputs")
         if last is not None:
             self.file.cut(last.emitted_bytes)

@@ -54,10 +54,14 @@ def end(name: str, life: Callable[[int], None]) -> bool:
     os.close(writing)
     _, status = os.waitpid(pid, 0)
     died = time.monotonic()
-    with open(reading) as pipe:
-        pids = [int(pid) for pid in pipe.read().split()]
-    while any(map(lives, pids)):
-        assert time.monotonic() < died + ORPHAN_SECONDS, f"{name}: nodes outlive their supervisor"
+    # Not to its end: nodes that live have it open too.
+    os.set_blocking(reading, False)
+    with open(reading, "rb", buffering=0) as pipe:
+        pids = [int(pid) for pid in (pipe.readall() or b"").split()]
+    while left := [pid for pid in pids if lives(pid)]:
+        if time.monotonic() > died + ORPHAN_SECONDS:
+            states = [Path(f"/proc/{pid}/status").read_text() for pid in left]
+            raise AssertionError(f"{name}: nodes outlive their supervisor: {states}")
         time.sleep(0.001)
     assert status in (0, signal.SIGKILL), f"{name} ended with {status}"
     return status == 0
