@@ -474,3 +474,12 @@ def test_a_process_that_no_signal_ends_is_the_end(tmp_path: Path, monkeypatch: p
         assert it.error is not None
         assert "did not end after SIGKILL" in it.error.what
         assert not it.recoveries
+    monkeypatch.undo()
+    folder = tmp_path / "again"
+    folder.mkdir()
+    with drill(folder) as it:
+        it.start()
+        monkeypatch.setattr(Incarnation, "kill", unkillable)
+        it.supervisor.kill()
+        assert it.supervisor.ended
+        assert "did not end after SIGKILL" in str(it.error)

@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,10 @@ pytestmark = [
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have restarts follow each other without pauses to speak of."""
     monkeypatch.setattr(recovery, "PAUSE_SECONDS", 0.001)
+
+
+def recovered(it: Drill, count: int) -> bool:
+    return it.recoveries == count
 
 
 def completed(it: Drill) -> SnapshotCompleted:
@@ -198,19 +203,22 @@ def test_who_goes_on_from_an_older_point_keeps_it(tmp_path: Path) -> None:
     """Until there is a new one, however many newer snapshots there are."""
     with drill(tmp_path, recovery={"keep": 1}) as it:
         it.start()
+        older = completed(it).snapshot.number
         completed(it)
-        older = it.store.numbers()[-1]
         it.supervisor.kill()
-    with drill(tmp_path, resume=True, recovery={"keep": 1}, node=Asking) as it:
+    with drill(tmp_path, resume=older, recovery={"keep": 1}, node=Asking) as it:
         it.start()
-        for _ in range(3):
+        for count in range(1, 4):
             it.ask("N1", "snapshot")
-            seen = len(it.told(SnapshotCompleted))
-            it.until(lambda seen=seen: len(it.told(SnapshotCompleted)) > seen, "a snapshot", snapshots=False)  # type: ignore[misc]
+            it.until(partial(taken, it, count), "a snapshot", snapshots=False)
         assert older in it.store.numbers()
         it.supervisor.signal("N1", signal.SIGKILL)
         it.until(lambda: it.recoveries and it.since, "the recovery")
         assert it.told(Recovered)[0].number == older
+
+
+def taken(it: Drill, count: int) -> bool:
+    return len(it.told(SnapshotCompleted)) == count
 
 
 class Asking(Ledger):
@@ -308,7 +316,7 @@ def test_a_death_while_children_encode_leaves_none_of_them(tmp_path: Path, quick
                 found = it.ask("N2", "children")
             children += found
             it.supervisor.signal("N2", signal.SIGKILL)
-            it.until(lambda count=count: it.recoveries == count, "the recovery", snapshots=False)  # type: ignore[misc]
+            it.until(partial(recovered, it, count), "the recovery", snapshots=False)
         assert children
         it.until(lambda: all(map(is_dead, children)), "their end", snapshots=False)
         completed(it)
