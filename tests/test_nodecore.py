@@ -340,6 +340,11 @@ def test_a_snapshot_begun_in_a_row_of_messages_cuts_it_there() -> None:
     assert len(one.recorded_state()["entries"]) == 2
 
 
+def run_until_it_raises(one: Solo, way: str) -> None:
+    while take_in_a_row(one) if way == "row" else one.core.step(sources=True):
+        assert one.core.in_hand is None
+
+
 @pytest.mark.parametrize("way", ["row", "step", "deliver"])
 def test_the_message_in_hand_is_known_when_its_hook_raises(way: str) -> None:
     def refuse_the_third(ctx: Context) -> None:
@@ -356,8 +361,7 @@ def test_the_message_in_hand_is_known_when_its_hook_raises(way: str) -> None:
     else:
         one.see("B", *"abcd")
         with pytest.raises(ValueError, match="no c"):
-            while take_in_a_row(one) if way == "row" else one.core.step(sources=True):
-                assert one.core.in_hand is None
+            run_until_it_raises(one, way)
     assert one.core.in_hand == ("B", 3)
 
 

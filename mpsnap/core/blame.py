@@ -38,7 +38,7 @@ def blame(error: BaseException) -> Blame:
     return Blame(one_line(summary.splitlines()[0] if summary else type(error).__name__), line, None, text)
 
 
-def node_error(node: str, phase: str, blamed: Blame, status: str) -> NodeError:
+def node_error(node: str, phase: str, blamed: Blame, status: str, in_hand: tuple[str, int] | None = None) -> NodeError:
     """Return the error of a node whose code raised while it was in `phase`; `status` says how the node ended."""
     return NodeError(
         f"{node} failed in {phase}: {blamed.what}",
@@ -46,6 +46,7 @@ def node_error(node: str, phase: str, blamed: Blame, status: str) -> NodeError:
         phase=phase,
         status=status,
         traceback=blamed.traceback,
+        in_hand=in_hand,
         where=blamed.where or node,
         hint=blamed.hint,
     )

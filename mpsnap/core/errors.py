@@ -139,7 +139,8 @@ class NodeError(ClusterError):
     """Report the node that made the cluster fail.
 
     `phase` is what the node was doing (a word of `mpsnap.core.node.PHASES`), `status` its exit status in words,
-    `traceback` the text of its exception, empty when it had no chance to tell.
+    `traceback` the text of its exception, empty when it had no chance to tell, `in_hand` the sender and the number of
+    the message that it was handling, None if it was none or had no chance to tell.
     """
 
     def __init__(
@@ -150,11 +151,13 @@ class NodeError(ClusterError):
         phase: str,
         status: str,
         traceback: str = "",
+        in_hand: tuple[str, int] | None = None,
         where: str | None = None,
         hint: str | None = None,
     ) -> None:
         super().__init__(what, where=where, hint=hint)
         self.node = node
+        self.in_hand = in_hand
         self.phase = phase
         self.status = status
         self.traceback = traceback

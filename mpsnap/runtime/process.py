@@ -265,7 +265,8 @@ class NodeProcess(Driver):
             if self._running and self._phase != "capture":
                 # The board may still say what ran before: it is not written to after each hook.
                 self.phase(self._core.hook)
-            self._tell("failed", self._phase_in_words(), *blame(error))
+            in_hand = self._core.in_hand if self._running else None
+            self._tell("failed", self._phase_in_words(), *blame(error), in_hand)
             self._captures.close()
             self._drain_results(LAST_WORDS_SECONDS)
         finally:

@@ -255,12 +255,16 @@ class RecoveringSupervisor(Supervisor):
 def _too_often(error: NodeError, most: int) -> NodeError:
     """Return the error of a node that has died once more than the cluster recovers from."""
     often = f", and that after {most} recover{'y' if most == 1 else 'ies'} within {BUDGET_SECONDS:g} s" if most else ""
+    # What comes again after each recovery, and then kills, has to be known to be got rid of.
+    sender, number = error.in_hand or ("", 0)
+    last = f"; it had message {number} of {sender}->{error.node} in hand" if sender else ""
     return NodeError(
-        f"{error.what}{often}",
+        f"{error.what}{often}{last}",
         node=error.node,
         phase=error.phase,
         status=error.status,
         traceback=error.traceback,
+        in_hand=error.in_hand,
         where=error.where,
         hint=error.hint or "a look at what it did last; snapshots are kept, and the run can be resumed",
     )

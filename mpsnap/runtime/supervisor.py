@@ -535,9 +535,18 @@ class Supervisor:
             )
         )
 
-    def _on_failed(self, node: str, phase: str, what: str, where: str | None, hint: str | None, traceback: str) -> None:
+    def _on_failed(
+        self,
+        node: str,
+        phase: str,
+        what: str,
+        where: str | None,
+        hint: str | None,
+        traceback: str,
+        in_hand: tuple[str, int] | None,
+    ) -> None:
         blamed = Blame(what, where, hint, traceback)
-        self._fail(node_error(node, phase, blamed, "exit status 1"))
+        self._fail(node_error(node, phase, blamed, "exit status 1", in_hand))
 
     def _fail(self, error: NodeError) -> None:
         """A node has failed: this ends the cluster."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import re
 import signal
 import warnings
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
@@ -70,12 +72,14 @@ def kill(it: Drill, *nodes: str) -> None:
 # --- At the start. ---
 
 
-@pytest.mark.parametrize("action", ["kill9", "raise", "exit0"])
+#: Each with the start methods that are worth their time: what spawn shows beside them is the same.
+@pytest.mark.parametrize(
+    ("start_method", "action"),
+    [*product(["fork", "forkserver"], ["kill9", "raise", "exit0"]), ("spawn", "kill9")],
+)
 @pytest.mark.parametrize("name", ["import", "setup", "ready"])
 def test_who_dies_on_the_way_to_the_start_ends_it(tmp_path: Path, start_method: str, name: str, action: str) -> None:
     """There is nothing to go on from, and it would happen again."""
-    if start_method == "spawn" and action != "kill9":
-        pytest.skip("seen with the others")
     with drill(tmp_path, start_method, {"N2": at(name, action, incarnation=None)}) as it:
         it.supervisor.start()
         it.until(lambda: False, "the end", snapshots=False)
@@ -183,12 +187,13 @@ def test_a_death_takes_the_open_snapshots_along_and_says_so(tmp_path: Path) -> N
         it.check(1)
 
 
-@pytest.mark.parametrize("action", ["loop", "c_loop", "stop"])
+@pytest.mark.parametrize(
+    ("start_method", "action"),
+    [*product(["fork", "forkserver"], ["loop", "c_loop", "stop"]), ("spawn", "c_loop")],
+)
 def test_a_node_that_hangs_is_killed_and_the_cluster_goes_on(
     tmp_path: Path, start_method: str, action: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    if start_method == "spawn" and action != "c_loop":
-        pytest.skip("seen with the others")
     with drill(tmp_path, start_method, {"N2": at("mid_handler", action, 40)}, handler_deadline=0.4) as it:
         it.start()
         old = set(pids(it).values())
@@ -426,6 +431,7 @@ def test_a_poisoned_message_ends_the_cluster_when_the_budget_is_spent(tmp_path: 
         assert it.recoveries == 2
         assert len(it.told(NodeDied)) == 3
         assert "poison: message 40 of N1" in it.error.what
+        assert re.search(r"; it had message 40 of N1->N2 in hand$", it.error.what)
         assert "after 2 recoveries within 60 s" in it.error.what
         assert "poison" in it.error.traceback
         seconds = [recovered.seconds for recovered in it.told(Recovered)]
