@@ -19,7 +19,7 @@ from drill import Drill, drill
 from ledger import Alarm, Ending, Poisoned, Slow
 from nodes import Puppet
 from test_leaks import holdings
-from test_recovery import at
+from test_recovery import at, with_actions
 
 from mpsnap.core.errors import ClusterError, NodeError, SnapshotLost
 from mpsnap.core.events import (
@@ -70,12 +70,10 @@ def kill(it: Drill, *nodes: str) -> None:
 # --- At the start. ---
 
 
-@pytest.mark.parametrize("action", ["kill9", "raise", "exit0"])
+@pytest.mark.parametrize(("start_method", "action"), with_actions(["kill9", "raise", "exit0"], "kill9"))
 @pytest.mark.parametrize("name", ["import", "setup", "ready"])
 def test_who_dies_on_the_way_to_the_start_ends_it(tmp_path: Path, start_method: str, name: str, action: str) -> None:
     """There is nothing to go on from, and it would happen again."""
-    if start_method == "spawn" and action != "kill9":
-        pytest.skip("seen with the others")
     with drill(tmp_path, start_method, {"N2": at(name, action, incarnation=None)}) as it:
         it.supervisor.start()
         it.until(lambda: False, "the end", snapshots=False)
@@ -183,12 +181,10 @@ def test_a_death_takes_the_open_snapshots_along_and_says_so(tmp_path: Path) -> N
         it.check(1)
 
 
-@pytest.mark.parametrize("action", ["loop", "c_loop", "stop"])
+@pytest.mark.parametrize(("start_method", "action"), with_actions(["loop", "c_loop", "stop"], "c_loop"))
 def test_a_node_that_hangs_is_killed_and_the_cluster_goes_on(
     tmp_path: Path, start_method: str, action: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    if start_method == "spawn" and action != "c_loop":
-        pytest.skip("seen with the others")
     with drill(tmp_path, start_method, {"N2": at("mid_handler", action, 40)}, handler_deadline=0.4) as it:
         it.start()
         old = set(pids(it).values())
