@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from conftest import FORK, FORKSERVER, SPAWN
@@ -53,6 +54,12 @@ CASES = [
 ]
 
 
+def with_actions(actions: Sequence[str], spawned: str) -> list[Any]:
+    """Return each action with fork and with forkserver, and one of them with spawn, where a start takes longest."""
+    wanted = [(method, action) for method in (FORK, FORKSERVER) for action in actions] + [(SPAWN, spawned)]
+    return [pytest.param(method.values[0], action, marks=method.marks) for method, action in wanted]
+
+
 @pytest.mark.parametrize(
     ("case", "method"),
     [
@@ -62,7 +69,20 @@ CASES = [
     ],
 )
 def test_a_death_at_a_named_moment_costs_nothing(tmp_path: Path, case: Case, method: str) -> None:
+    suffer(tmp_path, case, method)
+
+
+@pytest.mark.parametrize("action", ["raise", "exit0"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.timeout(60, method="signal")
+def test_however_it_dies(tmp_path: Path, case: Case, action: str) -> None:
+    plan = {node: tuple(point._replace(action=action) for point in points) for node, points in case.plan.items()}
+    suffer(tmp_path, case._replace(plan=plan), "fork")
+
+
+def suffer(folder: Path, case: Case, method: str) -> None:
+    """Live through a case."""
     params = {"tokens": 100_000 if case.topology.startswith("line") else 10}
-    with drill(tmp_path, method, case.plan, topology=case.topology, params=params) as it:
+    with drill(folder, method, case.plan, topology=case.topology, params=params) as it:
         it.live(0 if case.at_the_end else case.recoveries)
         it.check(case.recoveries)

@@ -10,7 +10,6 @@ import signal
 import warnings
 from collections.abc import Callable
 from functools import partial
-from itertools import product
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from drill import Drill, drill
 from ledger import Alarm, Ending, Poisoned, Slow
 from nodes import Puppet
 from test_leaks import holdings
-from test_recovery import at
+from test_recovery import at, with_actions
 
 from mpsnap.core.errors import ClusterError, NodeError, SnapshotLost
 from mpsnap.core.events import (
@@ -72,11 +71,7 @@ def kill(it: Drill, *nodes: str) -> None:
 # --- At the start. ---
 
 
-#: Each with the start methods that are worth their time: what spawn shows beside them is the same.
-@pytest.mark.parametrize(
-    ("start_method", "action"),
-    [*product(["fork", "forkserver"], ["kill9", "raise", "exit0"]), ("spawn", "kill9")],
-)
+@pytest.mark.parametrize(("start_method", "action"), with_actions(["kill9", "raise", "exit0"], "kill9"))
 @pytest.mark.parametrize("name", ["import", "setup", "ready"])
 def test_who_dies_on_the_way_to_the_start_ends_it(tmp_path: Path, start_method: str, name: str, action: str) -> None:
     """There is nothing to go on from, and it would happen again."""
@@ -187,10 +182,7 @@ def test_a_death_takes_the_open_snapshots_along_and_says_so(tmp_path: Path) -> N
         it.check(1)
 
 
-@pytest.mark.parametrize(
-    ("start_method", "action"),
-    [*product(["fork", "forkserver"], ["loop", "c_loop", "stop"]), ("spawn", "c_loop")],
-)
+@pytest.mark.parametrize(("start_method", "action"), with_actions(["loop", "c_loop", "stop"], "c_loop"))
 def test_a_node_that_hangs_is_killed_and_the_cluster_goes_on(
     tmp_path: Path, start_method: str, action: str, capfd: pytest.CaptureFixture[str]
 ) -> None:

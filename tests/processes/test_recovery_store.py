@@ -15,7 +15,7 @@ from conftest import is_dead
 from drill import Drill, FailingDisk, HalfDisk, drill
 from ledger import Ending, Forking, Ledger
 from nodes import Puppet
-from test_recovery import at
+from test_recovery import at, with_actions
 
 from mpsnap import Context
 from mpsnap.core.errors import ClusterError, OutputError, StoreError
@@ -265,10 +265,8 @@ def test_a_limit_on_the_size_of_files_costs_the_snapshot(tmp_path: Path) -> None
         assert it.error is None
 
 
-@pytest.mark.parametrize("action", ["kill9", "raise", "exit0"])
+@pytest.mark.parametrize(("start_method", "action"), with_actions(["kill9", "raise", "exit0"], "kill9"))
 def test_half_a_staged_file_is_swept(tmp_path: Path, start_method: str, action: str) -> None:
-    if start_method == "spawn" and action != "kill9":
-        pytest.skip("seen with the others")
     with drill(tmp_path, start_method, {"N2": at("mid_stage", action, 40)}, disk=HalfDisk()) as it:
         it.live()
         it.check(1)
