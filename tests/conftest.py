@@ -32,6 +32,18 @@ ARENA = "/dev/shm/pym-"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rewrite", action="store_true", help="rewrite transcripts")
+    parser.addoption(
+        "--mutations", metavar="K/N", default="0/1", help="of the mutations, only every N-th, from the K-th on"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave mutations out that are not asked for: each is a run of tests of its own, and proves nothing of the product."""
+    first, step = map(int, config.getoption("--mutations").split("/"))
+    mutations = [item for item in items if item.name.startswith("test_without_this_rule_its_test_fails[")]
+    left_out = set(mutations) - set(mutations[first::step])
+    config.hook.pytest_deselected(items=list(left_out))
+    items[:] = [item for item in items if item not in left_out]
 
 
 def wait_until(condition: Callable[[], T], what: str, seconds: float = 10.0) -> T:

@@ -102,14 +102,14 @@ MUTATIONS = [
     Mutation(
         "a start that fails is not tried again",
         "runtime/recovering.py",
-        'self._commits.last is None or self.state == "starting" or self._sealed',
-        "self._commits.last is None or self._sealed",
+        'self._insisted or self._sealed or self.state == "starting":',
+        "self._insisted or self._sealed:",
         f"{EDGES}test_who_dies_on_the_way_back_at_the_start_of_a_run_ends_it_too[kill9]",
     ),
     Mutation(
         "a store that is full is asked again",
         "runtime/recovering.py",
-        "            self._recover_or_end(error)\n        except (MpsnapError",
+        "            self._recover_or_end(error, counts=True)\n        except (MpsnapError",
         "            self._end(error)\n        except (MpsnapError",
         f"{STORE}test_a_store_that_is_full_when_the_cluster_recovers_is_asked_again",
     ),
@@ -119,13 +119,6 @@ MUTATIONS = [
         "        if self._probing and not self._is_probing():\n",
         "        if False:\n",
         f"{STORE}test_a_cluster_that_ends_by_itself_does_so_though_its_store_fails",
-    ),
-    Mutation(
-        "what a death leads back to is kept",
-        "runtime/commits.py",
-        "self._store.retain(self._keep, lambda found: self.last is None or found.number != self.last.number)\n",
-        "self._store.retain(self._keep)\n",
-        f"{STORE}test_who_goes_on_from_an_older_point_keeps_it",
     ),
     Mutation(
         "who stands still on the way back counts as dead",
