@@ -121,6 +121,13 @@ MUTATIONS = [
         f"{STORE}test_a_cluster_that_ends_by_itself_does_so_though_its_store_fails",
     ),
     Mutation(
+        "the end does not wait for snapshots that nobody will see",
+        "runtime/recovering.py",
+        "            self._snapshots.begin_no_more()\n",
+        "            pass\n",
+        f"{EDGES}test_a_snapshot_that_begins_when_the_end_is_asked_for_is_given_up",
+    ),
+    Mutation(
         "what a death leads back to is kept",
         "runtime/commits.py",
         "self._store.retain(self._keep, lambda found: self.last is None or found.number != self.last.number)\n",
