@@ -38,7 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave mutations out that are not asked for: each is a run of tests of its own, and proves nothing of the product."""
+    """Leave mutations out that are not asked for: each is a run of tests of its own, and tries these alone."""
     first, step = map(int, config.getoption("--mutations").split("/"))
     mutations = [item for item in items if item.name.startswith("test_without_this_rule_its_test_fails[")]
     left_out = set(mutations) - set(mutations[first::step])

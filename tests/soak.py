@@ -51,6 +51,8 @@ TOPOLOGIES = (
 )
 #: Of calamities, about so many seconds lie between two.
 CALM_SECONDS = 0.15
+#: How long nodes may outlive their supervisor here: some are still being started, which may take its time.
+PATIENCE_SECONDS = 30.0
 
 
 class World(NamedTuple):
@@ -205,7 +207,7 @@ class Life:
         assert it.error is None or excused, f"{it.error!r} {getattr(it.error, 'traceback', '')}\n{it.story()}"
 
 
-def round_of(seed: int, number: int, tell: Callable[[str], None]) -> Counter[str]:
+def round_of(seed: int, number: int, deadline: float, tell: Callable[[str], None]) -> Counter[str]:
     """Live one round; return what was lost, unexpected or doubled, and what there was in all."""
     rng = random.Random(f"{seed}:{number}")
     world = World.drawn(rng)
@@ -218,10 +220,12 @@ def round_of(seed: int, number: int, tell: Callable[[str], None]) -> Counter[str
     try:
         for k in range(lives):
             life = partial(be, world, folder, f"{seed}:{number}:{k}")
-            end(f"round {number}, life {k}", life)
+            end(f"round {number}, life {k}", life, PATIENCE_SECONDS)
             newest = look(folder, newest)
-        counts["lives"] = lives
-        end(f"round {number}, last life", partial(be_calm, world, folder))
+            counts["lives"] += 1
+            if time.monotonic() > deadline:
+                break
+        end(f"round {number}, last life", partial(be_calm, world, folder), PATIENCE_SECONDS)
         counts += counted(folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -262,21 +266,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=1.0, help="how long (default 1)")
     parser.add_argument("--seed", type=int, default=None, help="what happens; drawn if it is not given")
-    parser.add_argument("--round", type=int, default=0, help="the first round (default 0)")
+    parser.add_argument("--round", type=int, default=None, help="live this one round only, however long it takes")
     options = parser.parse_args()
     seed = random.randrange(10**6) if options.seed is None else options.seed
-    deadline = time.monotonic() + 60 * options.minutes
+    whole = options.round is not None
+    deadline = float("inf") if whole else time.monotonic() + 60 * options.minutes
     counts: Counter[str] = Counter()
-    number = options.round
-    while time.monotonic() < deadline:
-        again = f"python -m tests.soak --minutes 0.01 --seed {seed} --round {number}"
+    number = options.round or 0
+    while time.monotonic() < deadline and not (whole and counts["rounds"]):
         try:
-            counts += round_of(seed, number, partial(print, flush=True))
+            counts += round_of(seed, number, deadline, partial(print, flush=True))
         except Exception as error:
-            print(f"{type(error).__name__}: {error}\nround {number} fails; again: {again}")
+            print(f"{type(error).__name__}: {error}\nagain: python -m tests.soak --seed {seed} --round {number}")
             return 1
         counts["rounds"] += 1
         if counts["lost"] or counts["unexpected"] or counts["doubled"]:
+            print(f"again: python -m tests.soak --seed {seed} --round {number}")
             break
         number += 1
     said = ", ".join(

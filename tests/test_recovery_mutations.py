@@ -121,6 +121,13 @@ MUTATIONS = [
         f"{STORE}test_a_cluster_that_ends_by_itself_does_so_though_its_store_fails",
     ),
     Mutation(
+        "the end does not wait for snapshots that nobody will see",
+        "runtime/recovering.py",
+        "            self._snapshots.begin_no_more()\n",
+        "            pass\n",
+        f"{EDGES}test_a_snapshot_that_begins_when_the_end_is_asked_for_is_given_up",
+    ),
+    Mutation(
         "who stands still on the way back counts as dead",
         "runtime/supervisor.py",
         '        self._fail(\n            NodeError(\n                f"{count}, and none',

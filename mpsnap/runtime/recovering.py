@@ -226,6 +226,8 @@ class RecoveringSupervisor(Supervisor):
     def stop(self, seconds: float = STOP_SECONDS) -> None:
         """Ask every node to stop, and keep a last cut of what they have left; otherwise as `Supervisor.stop`."""
         self._stop_within = seconds
+        if self.state == "running":
+            self._snapshots.begin_no_more()
         super().stop(seconds)
 
     def _ask_to_stop(self) -> None:

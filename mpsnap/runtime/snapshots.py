@@ -77,6 +77,8 @@ class Snapshots:
         #: How many snapshots were triggered at each node.
         self._triggered: dict[str, int] = {}
         self._probing = False
+        #: Whether what nodes still begin by themselves comes too late.
+        self._closing = False
         #: The snapshot that holds how the run has ended, once it has begun.
         self._final: SnapshotId | None = None
         #: Commands that are not answered, and how many there ever were: no cut sees them on their way to a node.
@@ -221,6 +223,10 @@ class Snapshots:
         if snapshot_id in self._finished:
             return None
         found = self._open.get(snapshot_id)
+        if found is None and self._closing:
+            self._finished.add(snapshot_id)
+            self._abandon_everywhere(snapshot_id)
+            return None
         return found or self._learn(snapshot_id, (snapshot_id.initiator,), None, numbered=True)
 
     # --------------------------------------------------------------------- ending
@@ -233,6 +239,15 @@ class Snapshots:
     def _abandon_everywhere(self, snapshot_id: SnapshotId) -> None:
         for node in self._topology.nodes:
             self._tell(node, "abandon", str(snapshot_id))
+
+    def begin_no_more(self) -> None:
+        """Have the nodes give up what is open, and what they have begun and this does not know of yet.
+
+        The end is near, and would wait until they have staged it all.
+        """
+        self._closing = True
+        for collection in self.open:
+            self._abandon_everywhere(collection.id)
 
     def lose_all(self, error: MpsnapError | None) -> None:
         """Close every open snapshot, since the cluster ends, because of `error` or in good order."""

@@ -245,7 +245,8 @@ def drill(folder: Path, *args: Any, **settings: Any) -> Iterator[Drill]:
 class FailingDisk(Disk):
     """Twin of `Disk`: fail when told to, in the process that has made it or in those to which it was given.
 
-    In the first one, operation `failing` (counted in `asked`) fails, or with `for_good` all from there on. In the
+    In the first one, operation `failing` (counted in `asked`) fails, or with `for_good` all from there on; or the
+    next one that is called `next`. In the
     others each `every`-th fails.
     """
 
@@ -255,6 +256,7 @@ class FailingDisk(Disk):
         self.home = self.process = os.getpid()
         self.asked = 0
         self.failing: int | None = None
+        self.next = ""
         self.for_good = False
         self.at_ease = False
         #: What has failed here.
@@ -273,7 +275,8 @@ class FailingDisk(Disk):
             )
         else:
             fails = bool(self.every) and self.asked % self.every == 0
-        if fails:
+        if fails or what == self.next:
+            self.next = ""
             self.failed.append(what)
             raise OSError(self.number, os.strerror(self.number))
 

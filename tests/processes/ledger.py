@@ -103,6 +103,13 @@ class Busy(Ledger):
             ctx.snapshot()
 
 
+class Asking(Ledger):
+    """Begin a snapshot when told to: one that is no recovery point."""
+
+    def on_command(self, ctx: Context, command: Any) -> Any:
+        return ctx.snapshot()
+
+
 class Forking(Ledger):
     """Fork at every capture, as a large state does."""
 

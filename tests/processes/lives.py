@@ -41,7 +41,7 @@ def live(folder: Path, method: str, last: int, tell: int) -> None:
     it.close()
 
 
-def end(name: str, life: Callable[[int], None]) -> bool:
+def end(name: str, life: Callable[[int], None], patience: float = ORPHAN_SECONDS) -> bool:
     """Run one life in a process of its own, which tells pids by a descriptor; return whether its end was orderly."""
     reading, writing = os.pipe()
     pid = os.fork()
@@ -61,7 +61,7 @@ def end(name: str, life: Callable[[int], None]) -> bool:
     with open(reading, "rb", buffering=0) as pipe:
         pids = [int(pid) for pid in (pipe.readall() or b"").split()]
     while left := [pid for pid in pids if lives(pid)]:
-        if time.monotonic() > died + ORPHAN_SECONDS:
+        if time.monotonic() > died + patience:
             states = [Path(f"/proc/{pid}/status").read_text() for pid in left]
             raise AssertionError(f"{name}: nodes outlive their supervisor: {states}")
         time.sleep(0.001)

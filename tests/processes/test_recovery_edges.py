@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 import os
 import re
+import select
 import signal
 import warnings
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 from conftest import is_dead, wait_until
 from drill import Drill, drill
-from ledger import Alarm, Ending, Poisoned, Slow
+from ledger import Alarm, Asking, Ending, Poisoned, Slow
 from nodes import Puppet
 from test_leaks import holdings
 from test_recovery import at, with_actions
@@ -30,6 +31,7 @@ from mpsnap.core.events import (
     Recovered,
     SnapshotAbandoned,
     SnapshotCompleted,
+    SnapshotInitiated,
 )
 from mpsnap.runtime import recovery, supervisor
 from mpsnap.runtime.incarnation import Incarnation
@@ -369,6 +371,21 @@ def test_a_cluster_that_ends_by_itself_does_so_after_deaths(tmp_path: Path, quic
 
 
 # --- The end. ---
+
+
+def test_a_snapshot_that_begins_when_the_end_is_asked_for_is_given_up(tmp_path: Path) -> None:
+    """Nodes that begin many would otherwise stage them all before the last cut."""
+    with drill(tmp_path, node=Asking, params={"packets": 0, "tick": 0.0}) as it:
+        it.start()
+        it.supervisor.command("N2", "snapshot")
+        # It has begun one, and nobody has read that yet.
+        assert it.supervisor._incarnation is not None
+        told, _, _ = select.select([it.supervisor._incarnation.nodes["N2"].results.fd], [], [], 10.0)
+        assert told
+        it.stop()
+        it.check(0)
+        begun = [event.snapshot_id for event in it.told(SnapshotInitiated)]
+        assert len(begun) == 2, "the first cut and the last"
 
 
 def test_a_death_when_all_is_kept_takes_nothing_back(tmp_path: Path) -> None:

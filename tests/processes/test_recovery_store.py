@@ -13,12 +13,11 @@ from typing import Any
 import pytest
 from conftest import is_dead
 from drill import Drill, FailingDisk, HalfDisk, drill
-from ledger import Ending, Forking, Ledger
+from ledger import Asking, Ending, Forking
 from nodes import Puppet
 from test_recovery import at, with_actions
 
-from mpsnap import Context
-from mpsnap.core.errors import ClusterError, OutputError, StoreError
+from mpsnap.core.errors import ClusterError, OutputError, SnapshotCorrupt, StoreError
 from mpsnap.core.events import ClusterStarted, Emitted, NodeDied, Recovered, SnapshotAbandoned, SnapshotCompleted
 from mpsnap.runtime import recovery
 from mpsnap.store.contract import is_recovery_point
@@ -124,6 +123,20 @@ def test_a_store_that_is_full_when_the_cluster_recovers_is_asked_again(
         it.check(1)
 
 
+def test_nobody_goes_on_from_an_older_point_because_the_newest_is_damaged(tmp_path: Path) -> None:
+    """That would repeat what was released since; it is for people to decide."""
+    with drill(tmp_path) as it:
+        it.start()
+        number = [completed(it).snapshot.number for _ in range(2)][-1]
+        manifest = it.path / f"snap-{number:08}" / "MANIFEST.json"
+        manifest.write_bytes(manifest.read_bytes()[:-1])
+        it.supervisor.signal("N2", signal.SIGKILL)
+        it.until(lambda: False, "the end", snapshots=False)
+        assert isinstance(it.error, SnapshotCorrupt)
+        assert it.error.where == str(manifest)
+        assert not it.recoveries
+
+
 def test_a_store_that_stays_full_ends_the_cluster_when_it_has_to_recover(tmp_path: Path, quick: None) -> None:
     disk = FailingDisk()
     with drill(tmp_path, disk=disk, recovery={"restarts": 3}) as it:
@@ -170,15 +183,15 @@ def test_a_last_cut_that_cannot_be_kept_is_told_and_the_end_comes_all_the_same(t
 
 def test_a_cluster_that_ends_by_itself_does_so_though_its_store_fails(tmp_path: Path) -> None:
     """The cut that was to keep the proof is lost, and another one is taken."""
-    for failing in (1, 5):
+    for failing in ("make_directory", "rename"):
         disk = FailingDisk()
-        folder = tmp_path / str(failing)
+        folder = tmp_path / failing
         folder.mkdir()
         with drill(folder, disk=disk, node=Ending, until_terminated=True) as it:
             it.start()
-            disk.failing = disk.asked + failing
+            disk.next = failing
             it.until(lambda: it.supervisor.terminated, "the proof", snapshots=False)
-            assert disk.failed
+            assert disk.failed == [failing]
             it.stop()
             it.check(0)
 
@@ -213,13 +226,6 @@ def test_the_point_to_go_on_from_stays_however_many_others_come(tmp_path: Path) 
         it.supervisor.signal("N1", signal.SIGKILL)
         it.until(lambda: it.recoveries and it.since, "the recovery")
         assert it.told(Recovered)[0].number == point
-
-
-class Asking(Ledger):
-    """Begin a snapshot when told to: one that is no recovery point."""
-
-    def on_command(self, ctx: Context, command: Any) -> Any:
-        return ctx.snapshot()
 
 
 # --- The nodes' operations. ---
