@@ -12,13 +12,15 @@ from harness import PLAIN
 from test_snapshot import TRIANGLE, parts_of
 
 from mpsnap.core.codec import Encoded
+from mpsnap.core.part import pack_lasting
 from mpsnap.core.protocol import ChannelState, LocalSnapshot
 from mpsnap.core.snapshot import Captured, GlobalSnapshot
+from mpsnap.runtime.staging import STAGING_BYTES
 from mpsnap.store.contents import Output
-from mpsnap.store.contract import Place, SnapshotStore, stage
+from mpsnap.store.contract import Place, SnapshotStore
 from mpsnap.store.directory import DirectoryStore
 from mpsnap.store.disk import Disk, Found
-from mpsnap.store.manifest import Manifest, NodeEntry, describe
+from mpsnap.store.manifest import Manifest, NodeEntry, Receipt, describe
 
 #: Encoded; its bytes are more than a part may hold.
 LARGE_STATE = PLAIN.encode({"block": b"x" * (1 << 20)})
@@ -43,6 +45,16 @@ def cut(number: int, large: str | None = None) -> GlobalSnapshot:
     return GlobalSnapshot(
         number, made["A"].snapshot_id, ("A", "B"), TRIANGLE, made, dict.fromkeys(TRIANGLE.nodes, PLAIN), duration=0.25
     )
+
+
+def stage(place: Place, node: int, local: LocalSnapshot) -> tuple[Receipt, Receipt | None]:
+    """Stage a node's part as `runtime.parts` does, without what a supervisor gets; return both receipts."""
+    captured = local.captured
+    assert isinstance(captured, Captured)
+    assert isinstance(captured.state, bytes)
+    large = len(captured.state) > STAGING_BYTES
+    state = place.write(node, captured.state) if large else None
+    return place.write(node, pack_lasting(local, apart=large)), state
 
 
 def staged(place: Place, number: int, large: str | None = None, **told: Any) -> Manifest:

@@ -15,7 +15,16 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from mpsnap.cli.options import Work
 from mpsnap.core.errors import ConsistencyError, InputError, MpsnapError, OutputError, one_line
-from mpsnap.core.events import Emitted, Event, Logged, NodeDied, Recovered, SnapshotAbandoned, SnapshotCompleted
+from mpsnap.core.events import (
+    Emitted,
+    Event,
+    Logged,
+    NodeDied,
+    Recovered,
+    SnapshotAbandoned,
+    SnapshotCompleted,
+    SurplusKept,
+)
 from mpsnap.core.snapshot import MOST_STORED, GlobalSnapshot
 from mpsnap.views.document import death_document, output_document, run_document, snapshot_document
 from mpsnap.views.snapfile import snap_text
@@ -102,6 +111,8 @@ class Show:
             self._on_snapshot(event.snapshot)
         elif isinstance(event, SnapshotAbandoned):
             self.narrate(event.error.what)
+        elif isinstance(event, SurplusKept):
+            self.narrate(f"old snapshots stay in the store: {event.error}")
         elif isinstance(event, Emitted):
             self._on_output(event)
         elif isinstance(event, NodeDied):

@@ -93,6 +93,12 @@ class CommandLost(NamedTuple):
     node: str
 
 
+class SurplusKept(NamedTuple):
+    """Old snapshots could not be removed; nothing is lost, and each commit tries again. Told once, until one can."""
+
+    error: MpsnapError
+
+
 class ClusterStopped(NamedTuple):
     """No process of the cluster is left; `error` says why it failed, None after an orderly stop."""
 
@@ -111,5 +117,6 @@ Event = (
     | NodeDied
     | Recovered
     | CommandLost
+    | SurplusKept
     | ClusterStopped
 )

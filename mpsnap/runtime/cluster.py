@@ -39,6 +39,7 @@ from mpsnap.core.events import (
     Replied,
     SnapshotAbandoned,
     SnapshotCompleted,
+    SurplusKept,
 )
 from mpsnap.core.program import NodeSpec, assign
 from mpsnap.core.protocol import SnapshotId
@@ -453,6 +454,8 @@ class Cluster:
             self._complete(event.snapshot)
         elif isinstance(event, SnapshotAbandoned):
             self._abandon(event)
+        elif isinstance(event, SurplusKept):
+            LOGGER.warning("old snapshots stay in the store: %s", event.error)
         elif isinstance(event, Logged):
             LOGGER.info("%s: %s", event.node, event.text)
         elif isinstance(event, Replied):

@@ -10,10 +10,11 @@ might be the one cut first. Every other snapshot is kept as well.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mpsnap.core.errors import StoreError
+from mpsnap.core.events import SurplusKept
 from mpsnap.core.program import Program
 from mpsnap.core.protocol import SnapshotId
 from mpsnap.core.snapshot import GlobalSnapshot, StoredState
@@ -75,6 +76,7 @@ class StoreCommits(Commits):
         keep: How many snapshots are kept, the one to go on from among them.
         run: Plain data that is kept with each: how the run was started.
         last: The manifest of the recovery point that the run goes on from, None for a fresh one.
+        happened: Is told what costs no snapshot, and somebody should know.
     """
 
     keeps = True
@@ -89,6 +91,7 @@ class StoreCommits(Commits):
         keep: int,
         run: Mapping[str, Any],
         last: Manifest | None,
+        happened: Callable[[SurplusKept], None],
     ) -> None:
         super().__init__()
         self._store = store
@@ -101,8 +104,9 @@ class StoreCommits(Commits):
         self.last = last
         #: By snapshot, and by node, the receipts of the state, if that is apart, and of the part, if it is to be kept.
         self._staged: dict[SnapshotId, dict[str, tuple[Receipt | None, Receipt | None]]] = {}
-        #: Why old snapshots could not be removed the last time, None if they could.
-        self.surplus: StoreError | None = None
+        self._happened = happened
+        #: Whether old snapshots could not be removed the last time.
+        self._surplus = False
 
     def begin(self) -> int:
         """See `Commits`."""
@@ -132,14 +136,19 @@ class StoreCommits(Commits):
         if recovery_point:
             self.last = made
             self._outputs.release(released)
+        self._retain()
+
+    def _retain(self) -> None:
         try:
             # The one to go on from is not the newest recovery point if somebody has chosen an older one.
             last = None if self.last is None else self.last.number
             self._store.retain(max(0, self._keep - 1), lambda manifest: manifest.number != last)
-            self.surplus = None
+            self._surplus = False
         except StoreError as error:
-            # This snapshot is there all the same, and the next one tries again.
-            self.surplus = error
+            # The snapshot that was just committed is there all the same.
+            if not self._surplus:
+                self._surplus = True
+                self._happened(SurplusKept(error))
 
     def _entries(self, snapshot: GlobalSnapshot) -> dict[str, NodeEntry]:
         staged = self._staged.get(snapshot.id, {})

@@ -77,6 +77,7 @@ class RecoveringSupervisor(Supervisor):
             keep=recovery.keep,
             run=recovery.run,
             last=recovery.resume,
+            happened=self._happened,
         )
         #: The initial cut and the last one, while they are taken.
         self._initial: SnapshotId | None = None

@@ -29,17 +29,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Final, TypeVar
+from typing import TypeVar
 
 from mpsnap.core.errors import SnapshotCorrupt
-from mpsnap.core.part import pack_lasting
 from mpsnap.core.protocol import LocalSnapshot
-from mpsnap.core.snapshot import Captured, GlobalSnapshot, StoredState
+from mpsnap.core.snapshot import GlobalSnapshot, StoredState
 from mpsnap.store.contents import Contents, Output
 from mpsnap.store.manifest import Manifest, Receipt
-
-#: A state of more bytes has a file of its own.
-LARGE_STATE_BYTES: Final = 1 << 20
 
 Self = TypeVar("Self", bound="SnapshotReader")
 
@@ -98,21 +94,6 @@ class Origin(ABC):
             StoreError: There is no such snapshot any more.
             SnapshotCorrupt: It is not what was committed.
         """
-
-
-def stage(place: Place, node: int, local: LocalSnapshot) -> tuple[Receipt, Receipt | None]:
-    """Stage a node's part, and its state apart if that is large; return both receipts.
-
-    Raises:
-        StoreError: As `Place.write`; what is staged by then is swept with its incarnation.
-        CodecError: As `pack_lasting`.
-    """
-    captured = local.captured
-    assert isinstance(captured, Captured)
-    assert isinstance(captured.state, bytes)
-    large = len(captured.state) > LARGE_STATE_BYTES
-    state = place.write(node, captured.state) if large else None
-    return place.write(node, pack_lasting(local, apart=large)), state
 
 
 class SnapshotReader(ABC):

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 from harness import PLAIN, graph
-from stores import LARGE_STATE, OUTPUTS, commit, cut, parts, seen, staged
+from stores import LARGE_STATE, OUTPUTS, commit, cut, parts, seen, stage, staged
 
 from mpsnap.core.codec import Codec, Pickled
 from mpsnap.core.errors import CodecError, ProtocolError, SnapshotCorrupt, SnapshotIncompatible, StoreError
 from mpsnap.core.snapshot import Captured, StoredState
 from mpsnap.core.topology import Topology
 from mpsnap.store.contents import Output
-from mpsnap.store.contract import LARGE_STATE_BYTES, Place, SnapshotStore, is_recovery_point, stage
+from mpsnap.store.contract import Place, SnapshotStore, is_recovery_point
 from mpsnap.store.directory import DirectoryStore
 from mpsnap.store.manifest import Manifest, Receipt, check_compatible
 from mpsnap.store.memory import MemoryStore
@@ -100,15 +100,6 @@ def test_what_was_loaded_outlives_its_removal(store: SnapshotStore, place: Place
     snapshot = store.load(number)
     store.remove(number)
     assert snapshot.nodes["C"].state == PLAIN.decode(LARGE_STATE)
-
-
-@pytest.mark.parametrize(("over", "apart"), [(0, False), (1, True)])
-def test_from_which_size_on_a_state_is_large(store: SnapshotStore, place: Place, over: int, apart: bool) -> None:
-    local = parts()["A"]
-    assert isinstance(local.captured, Captured)
-    state = bytes(LARGE_STATE_BYTES + over)
-    _, receipt = stage(place, 0, local._replace(captured=local.captured._replace(state=state)))
-    assert (receipt is not None) is apart
 
 
 @pytest.mark.parametrize("outputs", [(), OUTPUTS, (Output("A", 0, b""),) * 3])
