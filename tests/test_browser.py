@@ -257,6 +257,7 @@ def test_another_snapshot_moves_the_cut(opened: Opened) -> None:
     page = opened(everything())
     first = recorded(page)
     page.select_option("#cuts", "1")
+    settled(page)
     assert page.get_attribute("#cut", "data-snapshot") == "0-beta-1"
     ((lane, x, y),) = recorded(page)
     assert lane == 1
