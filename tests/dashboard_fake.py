@@ -56,6 +56,11 @@ class Fake:
         self._queues: list[queue.SimpleQueue[tuple[str, Any]]] = []
         self._lock = threading.Lock()
 
+    @property
+    def listening(self) -> int:
+        """How many pages listen to the events."""
+        return len(self._queues)
+
     # --- What happens. ---
 
     def push(self, event: str = "status", data: Any = None) -> None:
@@ -160,7 +165,13 @@ def status_document(topology: str, **run: Any) -> Document:
         {
             **{"name": name, "pid": 4712 + place, "status": "running", "phase": "on_message", "phase_s": 0.001},
             **{"handled": 12345, "sent": 12300, "backlog": place % 5, "handled_per_s": 1200.5 + 10 * place},
-            **{"cpu_percent": 12.3, "memory_bytes": 23_456_789, "paused": False, "last_snapshot": None, "summary": None},
+            **{
+                "cpu_percent": 12.3,
+                "memory_bytes": 23_456_789,
+                "paused": False,
+                "last_snapshot": None,
+                "summary": None,
+            },
         }
         for place, name in enumerate(graph.nodes)
     ]
@@ -367,7 +378,7 @@ def serving(fake: Fake) -> Iterator[str]:
         deadline = time.monotonic() + 5
         server.shutdown()
         thread.join()
-        while fake._queues and time.monotonic() < deadline:
+        while fake.listening and time.monotonic() < deadline:
             fake.break_streams()
             threading.Event().wait(0.005)
         server.server_close()

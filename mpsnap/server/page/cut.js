@@ -1,6 +1,6 @@
 // One snapshot, opened: the states of all nodes, the messages in flight, and how another one differs.
 
-import { attr, brief, button, byId, bytes, clock, count, draw, line, make, NONE, plural, pretty, put, show } from "./dom.js";
+import { attr, brief, button, byId, bytes, clock, count, draw, enable, line, make, NONE, plural, pretty, put, show } from "./dom.js";
 import { difference } from "./difference.js";
 import { ask, path, told } from "./link.js";
 import { digestOf, fromText, isOpen, model, nameOf } from "./model.js";
@@ -98,17 +98,17 @@ export class Cut {
     };
     fold.addEventListener("toggle", tell);
     tell();
-    const element = make("li", {}, fold, make("p", { class: "quiet" }, facts.join(" \u00b7 ")), wave && longest ? this.bar(wave, longest) : null);
+    const element = make("li", {}, fold, make("p", { class: "quiet span" }, wave && longest ? this.course(wave, longest) : null, make("span", {}, facts.join(" \u00b7 "))));
     element.dataset.node = name;
     return element;
   }
 
   // When a node has recorded, and until when it took its channels' messages into the snapshot.
-  bar({ recorded_s: recorded, closed_s: closed }, longest) {
+  course({ recorded_s: recorded, closed_s: closed }, longest) {
     if (recorded === null) return null;
     const from = 160 * recorded / longest, to = 160 * (closed ?? longest) / longest;
     const words = `recorded after ${brief(recorded)}, closed after ${brief(closed)}`;
-    return make("p", { class: "quiet span" }, draw("svg", { viewBox: "0 0 164 10", role: "img", "aria-label": words, class: "course" },
+    return make("span", { class: "span" }, draw("svg", { viewBox: "0 0 164 10", role: "img", "aria-label": words, class: "course" },
       draw("path", { class: "axis", d: "M0 5H164" }), draw("path", { class: closed === null ? "open" : "taking", d: `M${from.toFixed(1)} 5H${Math.max(to, from + 1).toFixed(1)}` }),
       draw("path", { class: "recorded", d: `M${from.toFixed(1)} 5l3.5 -4.5l3.5 4.5l-3.5 4.5Z` })), words);
   }
@@ -156,7 +156,7 @@ export class Cut {
     this.listed = key;
     parts.other.replaceChildren(...others.map((digest) => make("option", { value: digest.number }, `${nameOf(digest)}, from ${fromText(digest)}`)));
     if (others.some(({ number }) => String(number) === chosen)) parts.other.value = chosen;
-    parts.compare.disabled = !others.length;
+    enable(parts.compare, others.length > 0);
   }
 
   async compare() {

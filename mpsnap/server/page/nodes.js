@@ -1,6 +1,6 @@
 // The table of nodes; on a narrow screen the style sheet makes cards of its rows.
 
-import { attr, brief, button, byId, bytes, count, keyed, make, NONE, percent, put, rate, shortened, show, visible } from "./dom.js";
+import { attr, brief, button, byId, bytes, count, enable, keyed, make, NONE, percent, put, rate, shortened, show, visible } from "./dom.js";
 import { alive } from "./model.js";
 import { ordered } from "./layout.js";
 
@@ -80,6 +80,5 @@ function update(row, node) {
   put(row.cpu, percent(node.cpu_percent));
   put(row.memory, bytes(node.memory_bytes));
   put(row.last, node.last_snapshot === null ? NONE : `#${node.last_snapshot}`);
-  const off = !alive() || node.status === "dead";
-  if (row.take.disabled !== off) row.take.disabled = off;
+  enable(row.take, alive() && node.status !== "dead");
 }

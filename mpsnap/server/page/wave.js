@@ -1,7 +1,7 @@
 // How a snapshot spreads: which nodes have recorded, which have all their channels closed, what is still waited for.
 // Live while it is open, and again in slow motion afterwards, over the drawing of the topology.
 
-import { attr, brief, byId, count, draw, make, put, show, visible } from "./dom.js";
+import { attr, brief, byId, count, draw, enable, make, put, show, visible } from "./dom.js";
 import { fromText, isOpen, model, nameOf, newest } from "./model.js";
 
 const PLAY_MS = 3500, STAYS_MS = 2500, MOST_LINES = 400, MOST_LISTED = 40;
@@ -159,14 +159,16 @@ export class Wave {
   paint() {
     const { shown, graph } = this;
     show(byId("wave-controls"), shown !== null);
+    // Of one that is under way there is only now.
+    for (const part of [this.at, this.clock, this.play]) show(part, !(this.live && shown));
     graph.svg.classList.toggle("waving", shown !== null);
     put(this.play, still.matches ? "Next step" : this.playing ? "Pause" : "Play");
-    this.play.disabled = !shown && !newest();
+    enable(this.play, shown !== null || newest() !== null);
     this.list();
     if (!shown) {
       for (const { group } of graph.nodes ?? []) attr(group, "data-wave", null);
       for (const path of [this.awaited, this.underway]) attr(path, "d", "");
-      put(this.text, newest() ? "" : "No snapshot has been taken yet.");
+      put(this.text, newest() ? "Play shows in slow motion how the latest snapshot has spread." : "No snapshot has been taken yet.");
       return;
     }
     const nodes = progress(shown, this.time);
@@ -197,7 +199,7 @@ export class Wave {
     const { shown } = this, values = [...nodes.values()], length = this.length();
     const recorded = values.filter((one) => one !== "before").length, closed = values.filter((one) => one === "closed").length;
     const time = Math.min(this.time, length);
-    let text = `${nameOf(shown)} from ${fromText(shown)}: ${count(recorded)} of ${count(values.length)} recorded, ${count(closed)} closed`;
+    let text = `${nameOf(shown)}, from ${fromText(shown)}: ${count(recorded)} of ${count(values.length)} recorded, ${count(closed)} closed`;
     const channels = this.time === Infinity ? shown.waiting?.channels ?? [] : [];
     if (channels.length && isOpen(shown)) {
       const few = channels.slice(0, 4).map(([src, dst]) => `${src} \u2192 ${dst}`).join(", ");
