@@ -1,4 +1,4 @@
-"""What somebody does on the dashboard, as functions that take a page: for the tests over a fake server, and over a real one.
+"""What somebody does on the dashboard, as functions that take a page, be it over a fake server or over a real one.
 
 Each waits for what it causes. None looks at the document right after a click, and none evaluates a string in the page,
 which the page's policy forbids to `wait_for_function` as well.
@@ -115,7 +115,7 @@ def tab_to(page: Page, target: Locator, presses: int = 200) -> None:
 
 
 def overflow(page: Page) -> int:
-    """Return by how much the page is wider than its window, and its widest parts than they."""
+    """Return by how much the page is wider than its window; not more than nothing if all is well."""
     script = """() => {
         const root = document.documentElement;
         return Math.max(root.scrollWidth - root.clientWidth, document.body.scrollWidth - root.clientWidth);
