@@ -12,13 +12,13 @@ const COUNT_AT = 0.78;
 
 const shapes = {
   starting: (r) => ring(r), running: (r) => ring(r), waiting: (r) => ring(r), paused: (r) => ring(r),
-  blocked: (r) => `M${-r} ${-r}H${r}V${r}H${-r}Z`,
+  blocked: (r) => polygon(r * 1.26, 4, Math.PI / 4),
   frozen: (r) => polygon(r * 1.16, 6),
   dead: (r) => polygon(r * 1.12, 4),
 };
 const ring = (r) => `M${-r} 0A${r} ${r} 0 1 0 ${r} 0A${r} ${r} 0 1 0 ${-r} 0Z`;
-const polygon = (r, n) => "M" + Array.from({ length: n }, (_, k) => {
-  const angle = 2 * Math.PI * k / n;
+const polygon = (r, n, turned = 0) => "M" + Array.from({ length: n }, (_, k) => {
+  const angle = turned + 2 * Math.PI * k / n;
   return `${(r * Math.sin(angle)).toFixed(1)} ${(-r * Math.cos(angle)).toFixed(1)}`;
 }).join("L") + "Z";
 // A mark in the corner of the shape, for those that see no colours.
@@ -111,6 +111,7 @@ export class Graph {
     attr(mark, "transform", `translate(${-r * 0.78 - 3} ${-r * 0.78 - 3})${r < 12 ? " scale(.75)" : ""}`);
     // Shape and colour must do where there is no room.
     if (r < 6) attr(mark, "class", "mark thin");
+    if (r < 12) attr(check, "class", "check thin");
     const hit = draw("circle", { class: "hit", r: Math.max(12, r + 6) });
     const group = draw("g", { class: "node", transform: `translate(${point.x} ${point.y})`, tabindex: "0", role: "button" },
       hit, halo, body, backlog, mark, check);

@@ -138,7 +138,7 @@ function circle(which, width, height, hub) {
   which.forEach((i, place) => {
     while (lengths[k] < around * place / size) k++;
     const [x, y] = at(k), angle = 2 * Math.PI * k / steps, sideways = Math.sin(angle), up = Math.cos(angle);
-    const far = radius + 10;
+    const far = radius + 11;
     points[i] = {
       x, y, lx: x + sideways * far, ly: y - up * far + 4 - up * (Math.abs(sideways) < 0.5 ? 6 : 3),
       anchor: Math.abs(sideways) < 0.3 ? "middle" : sideways > 0 ? "start" : "end", up: up > 0.5,

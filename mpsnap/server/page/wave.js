@@ -188,11 +188,12 @@ export class Wave {
       if (named || (!final && there === "recorded" && here === "before")) awaited.push(i);
       else if (!final && there !== "closed" && (here === "recorded" || here === "closed")) underway.push(i);
     });
-    const path = (which) => which.slice(0, MOST_LINES).map((i) => graph.shapeOf(i).d).join("");
+    // Of too many every second one, or every third, so that they come from everywhere.
+    const path = (which) => which.filter((_, k) => k % Math.ceil(which.length / MOST_LINES) === 0).map((i) => graph.shapeOf(i).d).join("");
     attr(this.awaited, "d", path(awaited));
     attr(this.underway, "d", path(underway));
-    const dense = awaited.length + underway.length > 60;
-    attr(graph.layers.wave, "class", dense ? "wave dense" : "wave");
+    const lines = awaited.length + underway.length;
+    attr(graph.layers.wave, "class", lines > 240 ? "wave dense denser" : lines > 60 ? "wave dense" : "wave");
   }
 
   tellText(nodes) {
