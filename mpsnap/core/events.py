@@ -55,6 +55,8 @@ class SnapshotCompleted(NamedTuple):
 
     snapshot: GlobalSnapshot
     progress: Mapping[str, Progress] = UNKNOWN
+    #: Whether the cluster may go on from it: it is kept, and releases outputs.
+    recovery_point: bool = False
 
 
 class SnapshotAbandoned(NamedTuple):

@@ -295,7 +295,8 @@ class Snapshots:
         elif self._commits.keeps and self._probing and not self._is_probing():
             # The one that was to keep what a probe had found did not find it: a command came between.
             self._probe_later(collection)
-        self._happened(SnapshotCompleted(snapshot, collection.progress(self._topology.nodes)))
+        point = collection.recovery_point and self._commits.keeps
+        self._happened(SnapshotCompleted(snapshot, collection.progress(self._topology.nodes), point))
 
     def _is_probing(self) -> bool:
         under_way = any(collection.number is None for collection in self._open.values())

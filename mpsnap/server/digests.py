@@ -67,6 +67,7 @@ class _Told:
         self.in_flight: int | None = None
         self.bytes: int | None = None
         self.verified: bool | None = None
+        self.recovery_point = False
         self.error: MpsnapError | None = None
         self.progress: Mapping[str, Progress] = {}
 
@@ -108,6 +109,7 @@ class Digests:
         told = self._told.setdefault(snapshot.id, _Told(snapshot.number, snapshot.id, snapshot.initiators))
         told.phase, told.duration, told.progress = "completed", snapshot.duration, event.progress
         told.in_flight, told.verified, told.bytes = snapshot.in_flight, snapshot.verified, size_of(snapshot)
+        told.recovery_point = event.recovery_point
         self._outcomes["completed"] += 1
         self._durations.add(snapshot.duration or 0.0)
         self._sizes.add(told.bytes)
@@ -154,6 +156,7 @@ class Digests:
             "in_flight": told.in_flight,
             "bytes": told.bytes,
             "kept": told.number in self._kept,
+            "recovery_point": told.recovery_point,
             "error": error_document(told.error),
             "nodes": {
                 node: {
