@@ -94,7 +94,9 @@ def test_a_cluster_that_is_served_can_be_seen_and_steered(tmp_path: Path, monkey
     with tempfile.TemporaryDirectory(prefix="mpsnap-") as folder:
         monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
         command = [sys.executable, *shlex.split(serve)[1:]]
-        with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as served:
+        with subprocess.Popen(
+            command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as served:
             assert served.stderr is not None
             said = [served.stderr.readline(), served.stderr.readline()]
             assert "its page: http://127.0.0.1:" in said[0]
