@@ -160,7 +160,13 @@ def status_document(topology: str, **run: Any) -> Document:
         {
             **{"name": name, "pid": 4712 + place, "status": "running", "phase": "on_message", "phase_s": 0.001},
             **{"handled": 12345, "sent": 12300, "backlog": place % 5, "handled_per_s": 1200.5 + 10 * place},
-            **{"cpu_percent": 12.3, "memory_bytes": 23_456_789, "paused": False, "last_snapshot": None, "summary": None},
+            **{
+                "cpu_percent": 12.3,
+                "memory_bytes": 23_456_789,
+                "paused": False,
+                "last_snapshot": None,
+                "summary": None,
+            },
         }
         for place, name in enumerate(graph.nodes)
     ]
