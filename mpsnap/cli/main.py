@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from mpsnap import __version__
-from mpsnap.cli import explore, export, reading, resume, run, simulate
+from mpsnap.cli import control, explore, export, reading, resume, run, serve, simulate
+from mpsnap.cli import top as live
 from mpsnap.cli.show import Result
 from mpsnap.core.errors import AppError, ConsistencyError, InputError, MpsnapError, NodeError, one_line
 from mpsnap.runtime.preflight import secure_standard_streams
@@ -58,11 +59,14 @@ def parser() -> argparse.ArgumentParser:
     # Not required: argparse would complain of the missing verb and not of what stands in its place.
     verbs = top.add_subparsers(dest="verb", metavar="VERB")
     run.add_parser(verbs)
+    serve.add_parser(verbs)
     resume.add_parser(verbs)
     simulate.add_parser(verbs)
     explore.add_parser(verbs)
     export.add_parser(verbs)
     reading.add_parsers(verbs)
+    control.add_parsers(verbs)
+    live.add_parser(verbs)
     for verb in verbs.choices.values():
         # For whoever mistypes one.
         verb.set_defaults(known=[option for action in verb._actions for option in action.option_strings])
