@@ -110,7 +110,7 @@ def _run_row(name: str, pid: int, status: Document | None) -> tuple[object, ...]
         pid,
         shortened(str(run["app"]), NAME_WIDTH),
         shortened(str(run["topology"]), NAME_WIDTH),
-        run["state"],
+        one_line(str(run["state"])),
         span_shown(run["uptime_s"]),
         len(status["nodes"]),
         rate_shown(status["totals"].get("handled_per_s")),
@@ -153,7 +153,7 @@ def nodes_table(nodes: Sequence[Document]) -> str:
         (
             shortened(str(node["name"]), NAME_WIDTH),
             node["pid"],
-            node["status"],
+            one_line(str(node["status"])),
             one_line(str(node["phase"])),
             node["handled"],
             rate_shown(node.get("handled_per_s")),
@@ -217,7 +217,7 @@ def snapshots_table(digests: Sequence[Document], most: int | None) -> str:
         (
             number_shown(digest["number"]),
             shortened(str(digest["id"]), 2 * NAME_WIDTH),
-            digest["phase"],
+            one_line(str(digest["phase"])),
             _milliseconds(digest["duration_s"]),
             recorded_shown(digest),
             what_of(digest, None if most is None else 60),
