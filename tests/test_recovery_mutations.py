@@ -80,9 +80,9 @@ MUTATIONS = [
     ),
     Mutation(
         "who is fenced is not attended to",
-        "runtime/supervisor.py",
-        "                if self._watched.get(fd) == which:\n",
-        "                if not self.ended:\n",
+        "runtime/pump.py",
+        "            if self._watched.get(fd) is watched:\n",
+        "            if True:\n",
         f"{EDGES}test_deaths_at_once_are_one_recovery[victims0]",
     ),
     Mutation(

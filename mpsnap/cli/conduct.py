@@ -37,6 +37,7 @@ from mpsnap.core.script import Script, Send, Snapshot, Tick
 from mpsnap.core.snapshot import Invariant, check_invariants
 from mpsnap.runtime.chaos import Chaos
 from mpsnap.runtime.supervisor import Supervisor
+from mpsnap.server.control import Control
 
 #: How long a stop after a signal may take before nodes are killed; shorter than an orderly end's, somebody waits.
 INTERRUPTED_STOP_SECONDS = 1.0
@@ -49,7 +50,8 @@ _IDLE_SECONDS = 60.0
 class Plan(NamedTuple):
     """When a run takes snapshots, and when it ends by itself.
 
-    `every` is None for one right after the other; `limit` of 0 takes none; `duration` of None has no end in time.
+    `every` is None for one right after the other; `limit` of 0 takes none; `duration` of None has no end in time; an
+    `endless` one goes on when its script and its program have come to their end.
     """
 
     every: float | None
@@ -58,6 +60,7 @@ class Plan(NamedTuple):
     initiators: Sequence[tuple[str, ...]]
     duration: float | None
     until_terminated: bool
+    endless: bool = False
 
 
 class Conductor:
@@ -98,9 +101,13 @@ class Conductor:
         self._due = 0.0
         self._signals = 0
         self._stopping = False
+        #: Whether somebody has asked for an orderly end.
+        self._asked_to_stop = False
         #: When all nodes were ready, on the monotonic clock; 0 before.
         self.started = 0.0
         self.error: MpsnapError | None = None
+        #: Lets others see and steer the cluster, None if nothing does; to be set before the run.
+        self.control: Control | None = None
         #: Whether there is no hope any more that a cut proves the end of the program.
         self._undecided = False
 
@@ -120,6 +127,8 @@ class Conductor:
                 self._supervisor.start()
             finally:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+            if self.control is not None:
+                self.control.start()
             while not self._supervisor.ended:
                 self._act()
                 for event in self._supervisor.pump(self._pause()):
@@ -130,6 +139,11 @@ class Conductor:
             self._supervisor.close()
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def stop(self) -> None:
+        """Bring the run to an orderly end, soon."""
+        self._asked_to_stop = True
+        self._supervisor.ring()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # Only a count and a ring: the loop does the work, between two of its own steps.
@@ -143,6 +157,8 @@ class Conductor:
             self._supervisor.kill()
         elif self._signals == 1:
             self._stop(self._patience)
+        elif self._asked_to_stop:
+            self._stop(None)
         elif self._supervisor.state == "running" and not self._stopping:
             if self._script is not None:
                 self._script.act()
@@ -166,7 +182,7 @@ class Conductor:
         waits = [_IDLE_SECONDS]
         if self._chaos is not None:
             waits.append(self._chaos.due - now)
-        if self._script is not None:
+        if self._script is not None and not self._script.done:
             waits.append(self._script.due - now)
         has_room = self._supervisor.open_snapshots < self._plan.concurrent
         if self._wants_snapshots() and self._plan.every is not None and has_room:
@@ -218,7 +234,9 @@ class Conductor:
         return self._has_run_out()
 
     def _has_run_out(self) -> bool:
-        """Whether the script, or the program if it ends by itself, has come to its end."""
+        """Whether the script, or the program if it ends by itself, has come to its end, and the run with it."""
+        if self._plan.endless:
+            return False
         if self._script is not None:
             return self._script.done or self._script.error is not None
         # A probe that was abandoned cannot prove the end, and nothing says that the next one would.
@@ -242,6 +260,8 @@ class Conductor:
         elif isinstance(event, SnapshotAbandoned):
             # What the end takes with it is no failure of the snapshot, and no news: why it ended comes next.
             if self._stopping or self._supervisor.ended:
+                if self.control is not None:
+                    self.control.attend(event)
                 return
             self._on_abandoned(event)
         elif isinstance(event, ClusterStopped):
@@ -250,6 +270,8 @@ class Conductor:
             self.error = self.error or (None if told and self.interrupted else event.error)
         if self._script is not None:
             self._script.attend(event)
+        if self.control is not None:
+            self.control.attend(event)
         self._audience(event)
         if isinstance(event, SnapshotCompleted):
             self._open.discard(event.snapshot.id)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from mpsnap import __version__
-from mpsnap.cli import control, explore, export, reading, resume, run, simulate
+from mpsnap.cli import control, explore, export, reading, resume, run, serve, simulate
 from mpsnap.cli import top as live
 from mpsnap.cli.show import Result
 from mpsnap.core.errors import AppError, ConsistencyError, InputError, MpsnapError, NodeError, one_line
@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     # Not required: argparse would complain of the missing verb and not of what stands in its place.
     verbs = top.add_subparsers(dest="verb", metavar="VERB")
     run.add_parser(verbs)
+    serve.add_parser(verbs)
     resume.add_parser(verbs)
     simulate.add_parser(verbs)
     explore.add_parser(verbs)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, TextIO
 
 from mpsnap.cli.apps import find_app
+from mpsnap.cli.controlling import add_control, check_control
 from mpsnap.cli.emit import EmitFile
 from mpsnap.cli.options import Work, add_output, add_verb, check_paths, few, find_invariant, positive, seconds, whole
 from mpsnap.cli.run import plan_of, supervise
@@ -60,8 +61,9 @@ def add_parser(verbs: Any) -> None:
     when.add_argument("--concurrent", type=few, metavar="K", help="snapshots open at once")
     when.add_argument("--timeout", type=seconds, metavar="S", help="of one snapshot")
     add_recovery(parser.add_argument_group("what becomes of a death (default: as the run had it)"))
+    add_control(parser)
     add_output(parser)
-    parser.set_defaults(carry_out=carry_out)
+    parser.set_defaults(carry_out=carry_out, serve=None, control=None, http=None, port=None)
 
 
 def carry_out(options: argparse.Namespace) -> Result:
@@ -106,6 +108,7 @@ def _resume(options: argparse.Namespace, stdout: TextIO) -> Result:
         _try_states(store, manifest, work.programs)
         plan = plan_of(options, work)
         check_paths(options)
+        check_control(options)
         emit = None if options.emit is None else EmitFile(options.emit, manifest.emitted_bytes)
         run = kept(options)
         return supervise(options, work, plan, stdout, None, recovery_of(options, store, emit, run, manifest))

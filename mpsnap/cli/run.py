@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from typing import Any, TextIO
 
 from mpsnap.cli.conduct import INTERRUPTED_STOP_SECONDS, Conductor, Plan
+from mpsnap.cli.controlling import add_control, check_control, controlled
 from mpsnap.cli.emit import EmitFile
 from mpsnap.cli.logfile import add_log, head_of
 from mpsnap.cli.options import (
@@ -58,6 +59,13 @@ def add_parser(verbs: Any) -> None:
         description="Run an app, each node a process of its own, and take consistent snapshots of it while it runs.",
         examples=EXAMPLES,
     )
+    add_options(parser)
+    add_control(parser)
+    parser.set_defaults(carry_out=carry_out, serve=False)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a run that begins."""
     what = parser.add_argument_group("what runs")
     add_work(parser, what, tick="N ms")
     what.add_argument("--start-method", choices=("fork", "forkserver", "spawn"), help="default: the best one here")
@@ -78,7 +86,6 @@ def add_parser(verbs: Any) -> None:
     add_store(parser)
     add_output(parser)
     add_log(parser)
-    parser.set_defaults(carry_out=carry_out)
 
 
 def add_pace(when: Any) -> None:
@@ -102,7 +109,11 @@ def carry_out(options: argparse.Namespace) -> Result:
 def _run(options: argparse.Namespace, stdout: TextIO) -> Result:
     check_paths(options)
     check_store(options)
+    check_control(options)
     work = find_work(options)
+    if options.serve:
+        # It goes on when its program has come to its end, so nobody has to look for that.
+        work = work._replace(until_terminated=False)
     plan = plan_of(options, work)
     with _logged(options, work) as log, fresh_recovery(options) as recovery:
         return supervise(options, work, plan, stdout, log, recovery)
@@ -149,14 +160,17 @@ def supervise(
         supervisor = RecoveringSupervisor(work.topology, work.programs, recovery, **settings)
     sink = None if recovery is None else recovery.sink
     try:
-        driving = Driving("processes", supervisor.start_method, supervisor.totals, sink is not None)
+        driving = Driving("processes", supervisor.start_method, supervisor.totals, sink is not None, plan.endless)
         with (
             Show(options, work, driving, stdout) as show,
             sink if isinstance(sink, EmitFile) else nullcontext(),
         ):
             if supervisor.notice:
                 show.narrate(supervisor.notice)
-            result = _conduct(_conductor(options, work, plan, supervisor, show, log), show)
+            conductor = _conductor(options, work, plan, supervisor, show, log)
+            with controlled(options, work, supervisor, conductor, show) as control:
+                conductor.control = control
+                result = _conduct(conductor, show)
             if log is not None:
                 _merge(log, supervisor, show)
             return result
@@ -249,13 +263,15 @@ def plan_of(options: argparse.Namespace, work: Work) -> Plan:
         InputError: An initiator is no node.
     """
     asked = options.snapshots is not None or options.snapshot_every is not None
-    # Scripts and programs that end by themselves take no snapshots in turn unless told to.
-    by_itself = work.script is not None or work.until_terminated
     every, limit, duration = options.snapshot_every, options.snapshots, options.duration
+    endless = options.serve and duration is None and limit is None
+    # Scripts and programs that end by themselves take no snapshots in turn unless told to; nor does what is served, but
+    # for a store: there whoever wants one triggers it.
+    by_itself = work.script is not None or work.until_terminated or (options.serve and options.store is None)
     if not asked:
         # A run shorter than that still takes one.
         every, limit = (None, 0) if by_itself else (min(DEFAULT_EVERY, duration or DEFAULT_EVERY), None)
-    if duration is None and limit is None and not by_itself:
+    if duration is None and limit is None and not (by_itself or endless):
         duration = DEFAULT_SECONDS
     in_turn = find_initiators(options, work.topology)
-    return Plan(every, limit, options.concurrent, in_turn, duration, work.until_terminated)
+    return Plan(every, limit, options.concurrent, in_turn, duration, work.until_terminated, endless)

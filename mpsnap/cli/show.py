@@ -10,7 +10,9 @@ import contextlib
 import json
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from mpsnap.cli.options import Work
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 #: Snapshots shown as whole tables; of those after them, a line each.
 SHOWN_IN_FULL = 10
 OUTPUTS_SHOWN = 20
+#: Of a run without an end: snapshots, and records, that its document and summary tell of.
+NEWEST = 100
 #: Characters written to stdout at once: what a pipe holds.
 PART = 2**16
 
@@ -56,6 +60,8 @@ class Driving(NamedTuple):
     totals: Callable[[], tuple[int, int]]
     #: Whether it writes the file of `--emit` itself.
     writes_emitted: bool = False
+    #: Whether it goes on until somebody stops it.
+    endless: bool = False
 
 
 class Show:
@@ -74,11 +80,13 @@ class Show:
         self._driving = driving
         self._stdout = stdout
         #: What the document at the end will show: snapshots, and documents of those whose files had to be given up.
-        self._snapshots: list[GlobalSnapshot] = []
-        self._documents: list[dict[str, Any]] = []
+        most = NEWEST if driving.endless else None
+        self._snapshots: deque[GlobalSnapshot] = deque(maxlen=most)
+        self._documents: deque[dict[str, Any]] = deque(maxlen=most)
         self._taken = 0
-        self._durations: list[float] = []
-        self._outputs: list[tuple[str, int, object]] = []
+        self._durations: deque[float] = deque(maxlen=most and 100 * most)
+        self._outputs: deque[tuple[str, int, object]] = deque(maxlen=most)
+        self._emitted = 0
         self._deaths: list[NodeDied] = []
         self._recoveries: list[Recovered] = []
         self._emit: IO[str] | None = None
@@ -183,7 +191,7 @@ class Show:
         if snapshot.stored:
             # Documents are made at the end, when nobody waits, but for what would keep too many files open till then.
             while sum(len(kept.stored) for kept in self._snapshots) > MOST_STORED:
-                self._documents.append(snapshot_document(self._snapshots.pop(0)))
+                self._documents.append(snapshot_document(self._snapshots.popleft()))
 
     def _write_file(self, snapshot: GlobalSnapshot) -> None:
         ending = {"table": "txt", "json": "json", "snap": "snap"}[self._options.format]
@@ -196,6 +204,7 @@ class Show:
             file.write(text)
 
     def _on_output(self, event: Emitted) -> None:
+        self._emitted += 1
         self._outputs.append((event.node, event.n, event.record))
         if self._emit is not None:
             with writing(self._options.emit):
@@ -221,9 +230,9 @@ class Show:
 
     def _print_summary(self, seconds: float, error: MpsnapError | None) -> None:
         if self._outputs and self._options.emit is None:
-            self._print(outputs_table(self._outputs[:OUTPUTS_SHOWN]))
-            if len(self._outputs) > OUTPUTS_SHOWN:
-                self._print(f"and {len(self._outputs) - OUTPUTS_SHOWN} more records; --emit FILE keeps them all\n")
+            self._print(outputs_table(list(islice(self._outputs, OUTPUTS_SHOWN))))
+            if self._emitted > OUTPUTS_SHOWN:
+                self._print(f"and {self._emitted - OUTPUTS_SHOWN} more records; --emit FILE keeps them all\n")
         sent, received = self._driving.totals()
         taken = count(self._taken, "consistent snapshot") if self._taken else "no snapshots"
         if self._durations:

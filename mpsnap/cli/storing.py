@@ -41,6 +41,11 @@ KEPT: dict[str, tuple[type, ...]] = {
     "handler_deadline": (float, type(None)),
     "emit": (str, type(None)),
     "emit_early": (bool,),
+    "serve": (bool,),
+    "control": (bool,),
+    "http": (bool,),
+    "port": (int,),
+    "name": (str, type(None)),
 }
 #: What else is kept: the parameters of `setup`, the working directory, and the script if there was one.
 _BESIDES: dict[str, tuple[type, ...]] = {"params": (dict,), "folder": (str,), "script": (str, type(None))}

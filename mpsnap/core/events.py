@@ -5,6 +5,8 @@ This module owns the events that a driver tells its user interface. It must not 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from mpsnap.core.errors import MpsnapError
@@ -33,10 +35,28 @@ class Initiated(NamedTuple):
     snapshot_id: SnapshotId
 
 
+class Progress(NamedTuple):
+    """Say how far one node is with a snapshot, in seconds since that began; None is what is not known, or not so yet.
+
+    `awaits` are the sources whose marker it still awaits.
+    """
+
+    recorded: float | None
+    closed: float | None
+    awaits: tuple[str, ...] | None
+
+
+#: For a driver without a clock.
+UNKNOWN: Mapping[str, Progress] = MappingProxyType({})
+
+
 class SnapshotCompleted(NamedTuple):
     """All local snapshots are merged. Whether the cut is proven stands in `snapshot.verified`."""
 
     snapshot: GlobalSnapshot
+    progress: Mapping[str, Progress] = UNKNOWN
+    #: Whether the cluster may go on from it: it is kept, and releases outputs.
+    recovery_point: bool = False
 
 
 class SnapshotAbandoned(NamedTuple):
@@ -45,6 +65,7 @@ class SnapshotAbandoned(NamedTuple):
     number: int | None
     snapshot_id: SnapshotId
     error: MpsnapError
+    progress: Mapping[str, Progress] = UNKNOWN
 
 
 class Emitted(NamedTuple):
@@ -60,6 +81,15 @@ class Logged(NamedTuple):
 
     node: str
     text: str
+
+
+class StateTold(NamedTuple):
+    """A node told its state, as bytes of its codec, when it was asked with this ticket; or why it cannot."""
+
+    ticket: int
+    node: str
+    state: bytes | None
+    error: MpsnapError | None
 
 
 class Replied(NamedTuple):
@@ -87,7 +117,7 @@ class Recovered(NamedTuple):
 
 
 class CommandLost(NamedTuple):
-    """A node died before it answered the command with this ticket; whether it was handled does not matter any more."""
+    """A node died before it answered the command, or the question, with this ticket; a new one can be asked anew."""
 
     ticket: int
     node: str
@@ -113,6 +143,7 @@ Event = (
     | SnapshotAbandoned
     | Emitted
     | Logged
+    | StateTold
     | Replied
     | NodeDied
     | Recovered

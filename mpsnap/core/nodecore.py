@@ -572,6 +572,18 @@ class NodeCore:
         """Return all that decides what this node does next: what a capture says, and the rest as plain data."""
         return self._capture(), (self.protocol.fingerprint(), self._spontaneous, self._idle_wanted)
 
+    def look(self) -> bytes:
+        """Return the encoded local state as it is now, between two hooks; it belongs to no cut.
+
+        Raises:
+            SnapshotError: The node's capture raised, or what it returned is not plain data.
+        """
+        self._driver.phase("capture")
+        value = self._try(self._node.capture)
+        state = self._try(lambda: self.codec.encode(value, where=f"{self.name}: state"))
+        self._driver.phase(self._hook)
+        return state
+
     def _capture(self) -> Captured:
         self._driver.phase("capture")
         value = self._try(self._node.capture)

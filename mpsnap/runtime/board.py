@@ -17,9 +17,12 @@ from mpsnap.core.topology import Channel, Topology
 
 _PHASE_NUMBER = {phase: number for number, phase in enumerate(PHASES)}
 
+#: Per node: phase, turn, busy.
+_NODE_WORDS = 3
+
 
 class Board:
-    """Hold, per node, its phase and the time of its last turn; per channel, messages sent and taken.
+    """Hold per node its phase, when its last turn began, how long hooks ran; per channel, messages sent and taken.
 
     Made by the supervisor from the one context of the cluster, and handed to every node at its start.
     """
@@ -27,13 +30,13 @@ class Board:
     def __init__(self, context: BaseContext, topology: Topology) -> None:
         self._nodes = {node: k for k, node in enumerate(topology.nodes)}
         self._channels = {channel: k for k, channel in enumerate(topology.channels)}
-        words = 2 * len(self._nodes) + 2 * len(self._channels)
+        words = _NODE_WORDS * len(self._nodes) + 2 * len(self._channels)
         self._memory: Any = context.RawArray(ctypes.c_uint64, words)
         self._open()
 
     def _open(self) -> None:
         self._words = memoryview(self._memory).cast("B").cast("Q")
-        self._sent = 2 * len(self._nodes)
+        self._sent = _NODE_WORDS * len(self._nodes)
         self._taken = self._sent + len(self._channels)
 
     def __getstate__(self) -> tuple[object, ...]:
@@ -45,11 +48,15 @@ class Board:
 
     def phase(self, node: str) -> str:
         """Return what the node does, or last did: a word of `PHASES`."""
-        return PHASES[self._words[2 * self._nodes[node]]]
+        return PHASES[self._words[_NODE_WORDS * self._nodes[node]]]
 
     def turn_began(self, node: str) -> float:
         """Return when the node's last turn began, in seconds of the monotonic clock; 0 before the first."""
-        return self._words[2 * self._nodes[node] + 1] / 1e9
+        return self._words[_NODE_WORDS * self._nodes[node] + 1] / 1e9
+
+    def busy_seconds(self, node: str) -> float:
+        """Return for how long the node's hooks have run, all in all, as of its last turn."""
+        return self._words[_NODE_WORDS * self._nodes[node] + 2] / 1e9
 
     def counts(self, channel: Channel) -> dict[str, int]:
         """Return how many messages of the channel were `sent`, and how many `taken` by its receiver's code."""
@@ -71,7 +78,7 @@ class Board:
 
     def node_view(self, node: str) -> NodeView:
         """Return the slots that the process of `node` writes."""
-        return NodeView(self._words, 2 * self._nodes[node])
+        return NodeView(self._words, _NODE_WORDS * self._nodes[node])
 
     def sent_slot(self, channel: Channel) -> int:
         """Return the index, in `words`, of what the channel's sender writes."""
@@ -100,6 +107,7 @@ class NodeView:
         """Note what the node does from now on."""
         self._words[self._at] = _PHASE_NUMBER[phase]
 
-    def turn(self, now: float) -> None:
-        """Note that a turn begins."""
+    def turn(self, now: float, busy: float) -> None:
+        """Note that a turn begins, and how many seconds hooks have run so far."""
         self._words[self._at + 1] = int(now * 1e9)
+        self._words[self._at + 2] = int(busy * 1e9)

@@ -6,10 +6,11 @@ pipes or processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from mpsnap.core.codec import Codec
 from mpsnap.core.errors import MpsnapError, ProtocolError, SnapshotError, SnapshotLost
+from mpsnap.core.events import Progress
 from mpsnap.core.protocol import LocalSnapshot, SnapshotId
 from mpsnap.core.snapshot import Captured, GlobalSnapshot, StoredState
 from mpsnap.core.topology import Topology
@@ -52,9 +53,13 @@ class Collection:
         #: When it was given up: the sources whose marker each node still awaited, None if it had not recorded, and an
         #: empty tuple if only its state was missing.
         self.answers: dict[str, tuple[str, ...] | None] = {}
+        #: By node that has reported, when it had recorded and when all its channels were closed.
+        self._times: dict[str, tuple[float, ...]] = {}
+        #: By node that was asked meanwhile, when it had recorded, and the sources it awaited then.
+        self._inspected: dict[str, tuple[float, tuple[str, ...]]] = {}
 
-    def add(self, local: LocalSnapshot) -> None:
-        """Take a part in.
+    def add(self, local: LocalSnapshot, times: tuple[float, ...] = ()) -> None:
+        """Take a part in, and when it was recorded and closed.
 
         Raises:
             ProtocolError: The node has reported already.
@@ -62,6 +67,25 @@ class Collection:
         if local.node in self.parts:
             raise ProtocolError(f"second report for snapshot {self.id}", where=local.node)
         self.parts[local.node] = local
+        self._times[local.node] = times
+
+    def inspected(self, node: str, recorded: float, awaited: tuple[str, ...]) -> None:
+        """Take in what a node says while the snapshot is open."""
+        self._inspected[node] = recorded, awaited
+
+    def progress(self, nodes: Iterable[str]) -> dict[str, Progress]:
+        """Return how far each of these nodes is, as far as it is known."""
+        return {node: self._progress_of(node) for node in nodes}
+
+    def _progress_of(self, node: str) -> Progress:
+        if node in self._times:
+            recorded, closed = self._times[node] or (None, None)
+            return Progress(self._since(recorded), self._since(closed), ())
+        told, awaited = self._inspected.get(node, (None, None))
+        return Progress(self._since(told), None, self.answers.get(node, awaited))
+
+    def _since(self, when: float | None) -> float | None:
+        return None if when is None else max(0.0, when - self.began)
 
     def drop(self) -> None:
         """Give up the files of its states: nobody will look at them."""

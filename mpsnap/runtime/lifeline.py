@@ -45,19 +45,19 @@ def forget_in_children(holder: _Forgettable) -> None:
     _held.add(holder)
 
 
-def tie(fd: int) -> int:
+def tie(fd: int, number: int = signal.SIGKILL) -> int:
     """Tie this process's life to the pipe whose read end is `fd`; return the descriptor that holds the tie.
 
     The pipe is opened anew through /proc: owner and signal belong to the open file, which a forked `fd` shares with the
-    supervisor and its other nodes. The caller closes `fd`.
+    supervisor and its other nodes. The caller closes `fd`. `number` is the signal that comes; SIGKILL for nodes.
     """
     own = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    fcntl.fcntl(own, fcntl.F_SETSIG, signal.SIGKILL)
+    fcntl.fcntl(own, fcntl.F_SETSIG, number)
     fcntl.fcntl(own, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(own, fcntl.F_SETFL, fcntl.fcntl(own, fcntl.F_GETFL) | os.O_ASYNC)
     # The supervisor may have died before the tie was made; no signal comes for that, so look once.
     poll = select.poll()
     poll.register(own, 0)
     if poll.poll(0):
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), number)
     return own

@@ -40,6 +40,7 @@ from mpsnap.core.protocol import LocalSnapshot, Marker, Outbox, SnapshotId
 from mpsnap.core.snapshot import Captured, UnfinishedState
 from mpsnap.core.topology import Channel
 from mpsnap.runtime import lifeline
+from mpsnap.runtime.answers import Answers
 from mpsnap.runtime.board import Board
 from mpsnap.runtime.capture import Captures, Encoding
 from mpsnap.runtime.channel import QueueReceiver, QueueSender, close_reader, writer_fd
@@ -62,6 +63,8 @@ RESULT_BACKLOG_BYTES = 1 << 20
 LAST_WORDS_SECONDS = 2.0
 
 LONGEST_WAIT_SECONDS = 3600.0
+#: The name of the file in memory where a node's stack is written on SIGUSR2; others find it in /proc.
+STACK_FILE = "mpsnap-stack"
 
 #: Phases in which something may be sent.
 _HOOKS = frozenset({"on_message", "on_idle", "on_timer", "on_command"})
@@ -112,6 +115,8 @@ def node_main(spec: NodeSpec, release: Callable[[], None] | None) -> NoReturn:
         release()
     # Where a hook hangs, the supervisor asks for the stack before it kills; this works in a loop in C too.
     faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
+    # Elsewhere than that one, which is for whoever reads stderr: this is for whoever asks `why`.
+    faulthandler.register(signal.SIGUSR2, file=os.memfd_create(STACK_FILE, os.MFD_CLOEXEC), all_threads=True)
     # A print in a hook must not get between the lines of the document on stdout.
     os.dup2(2, 1)
     # Nor may it wait in a buffer: a node that dies takes that along, and it may be what explains the death.
@@ -132,10 +137,12 @@ class NodeProcess(Driver):
         self._senders = {dst: QueueSender(queue) for dst, queue in spec.outbound.items()}
         self._taken_slots = {src: spec.board.taken_slot(Channel(src, spec.name)) for src in self._receivers}
         self._outbound: Outbound
+        self._answers: Answers
         self._parts = Parts(spec.place, spec.index)
         self._control = FrameReader(spec.control.fileno())
         self._on_note: dict[object, Callable[..., None]] = {
             "go": self._on_go,
+            "pause": self._on_pause,
             "trigger": self._on_trigger,
             "abandon": self._on_abandon,
             "command": self._on_command,
@@ -154,7 +161,9 @@ class NodeProcess(Driver):
         self._lone = False
         #: By hook, whether it ran long the last time: then what it sends is not kept waiting.
         self._slow: dict[str, bool] = {}
-        #: Whether every node is ready, so that hooks may run.
+        #: For how many seconds hooks have run.
+        self._busy = 0.0
+        #: Whether every node is ready, and none has to pause, so that hooks may run.
         self._running = False
         self._stopping = False
         #: Whether `on_stop` has run, and only items are seen to.
@@ -212,6 +221,8 @@ class NodeProcess(Driver):
             restored=None if spec.origin is None else spec.origin.part(spec.name),
         )
         self._outbound = self._make_outbound()
+        self._answers = Answers(self._core, self._tell)
+        self._on_note.update(self._answers.on_note)
         fail_at("setup" if spec.origin is None else "restore")
         self._core.start(dict(spec.program.params))
         self._register(self._control.fd, self._read_control)
@@ -306,7 +317,7 @@ class NodeProcess(Driver):
         now = time.monotonic()
         if self._journal is not None:
             self._journal.turn(now)
-        self._view.turn(now)
+        self._view.turn(now, self._busy)
         self._outbound.now = now
         self._lone = len(events) == 1
         for fd, mask in events:
@@ -339,7 +350,7 @@ class NodeProcess(Driver):
 
     def _turn(self) -> None:
         core, outbound, clock = self._core, self._outbound, time.monotonic
-        outbound.now = before = clock()
+        outbound.now = began = before = clock()
         until = before + TURN_SECONDS
         runs, busy = 0, True
         while busy and before < until:
@@ -351,6 +362,7 @@ class NodeProcess(Driver):
             before = outbound.now
             runs += 1
             busy = core.busy
+        self._busy += before - began
         if outbound.waiting:
             # Where little is to be done, what was sent leaves before anything else is seen to: its receivers wake up
             # meanwhile, and nothing is gained by a look for more.
@@ -415,6 +427,7 @@ class NodeProcess(Driver):
         self._core.forget_pace()
         self.taken(src, number)
         outbound.now = outbound.hook_ended = time.monotonic()
+        self._busy += outbound.now - began
         self._slow["on_message"] = outbound.now - began >= SLOW_SECONDS
         if outbound.waiting and self._core.passive:
             outbound.flush(all_of_it=True)
@@ -429,6 +442,10 @@ class NodeProcess(Driver):
         self._running = True
         fail_at("after_go")
 
+    def _on_pause(self) -> None:
+        # No hook runs, and everything else goes on: items are seen, markers are acted upon, questions are answered.
+        self._running = False
+
     def _on_trigger(self, snapshot_id: str) -> None:
         self._core.initiate(SnapshotId.parse(snapshot_id))
 
@@ -437,6 +454,7 @@ class NodeProcess(Driver):
         if self._captures.abandon(SnapshotId.parse(snapshot_id)) and awaited is None:
             awaited = ()
         self._parts.forget(SnapshotId.parse(snapshot_id))
+        self._answers.forget(SnapshotId.parse(snapshot_id))
         self._tell("abandoned", snapshot_id, awaited)
 
     def _on_pass(self, snapshot_id: str) -> None:
@@ -488,6 +506,7 @@ class NodeProcess(Driver):
             return self._captures.fix(None, encode)
         fail_at("before_record")
         fixed = self._captures.fix(snapshot_id, encode)
+        self._answers.recorded(snapshot_id)
         fail_at("after_record")
         return fixed
 
@@ -495,6 +514,7 @@ class NodeProcess(Driver):
         captured = local.captured
         assert isinstance(captured, Captured)
         state = captured.state
+        self._answers.closed(local.snapshot_id)
         if isinstance(state, Encoding) and state.receipt is None:
             state.local = local  # `_on_encoded` comes back with it.
             return
@@ -506,10 +526,12 @@ class NodeProcess(Driver):
             self._core.refuse(local.snapshot_id, why)
         else:
             fail_at("after_stage")
-            self._tell("report", str(local.snapshot_id), *handed_over)
+            times = self._answers.reported(local.snapshot_id)
+            self._tell("report", str(local.snapshot_id), *handed_over, times)
             fail_at("after_report")
 
     def refused(self, snapshot_id: SnapshotId, error: MpsnapError) -> None:
+        self._answers.forget(snapshot_id)
         blamed = blame(error)
         self._tell("refused", str(snapshot_id), blamed.what, blamed.where, blamed.hint)
 

@@ -127,11 +127,6 @@ class RecoveringSupervisor(Supervisor):
         # Known before it is triggered: one for which the store has no room is abandoned at once.
         return self._snapshots.upcoming(self.topology.initiators(()))
 
-    @property
-    def _number(self) -> int:
-        assert self._incarnation is not None
-        return self._incarnation.number
-
     def _happened(self, event: Event) -> None:
         super()._happened(event)
         if isinstance(event, SnapshotCompleted):

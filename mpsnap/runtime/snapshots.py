@@ -177,10 +177,12 @@ class Snapshots:
         data: bytes,
         state: bytes | StoredState | None,
         staged: tuple[Receipt | None, Receipt | None],
+        times: tuple[float, ...],
     ) -> None:
         """A node's part is complete; `state` is what came apart from `data`, if anything did.
 
-        `staged` are the receipts of the state, in place of `state`, and of what is to be kept of the part.
+        `staged` are the receipts of the state, in place of `state`, and of what is to be kept of the part; `times` are
+        when it was recorded and closed.
         """
         collection = self._find(snapshot_id)
         if staged != (None, None):
@@ -190,7 +192,7 @@ class Snapshots:
                 self.refused(node, snapshot_id, error.what, error.where, error.hint)
                 return
         if collection is not None:
-            collection.add(unpack(data, state))
+            collection.add(unpack(data, state), times)
             if len(collection.parts) == len(self._topology.nodes) and not collection.missing(self._topology):
                 self._complete(collection)
             return
@@ -216,6 +218,13 @@ class Snapshots:
             collection.answers[node] = awaited
             if all(missing in collection.answers for missing in collection.missing(self._topology)):
                 self._expire(collection)
+
+    def inspected(self, node: str, told: Mapping[str, tuple[float, tuple[str, ...]]]) -> None:
+        """A node says when it recorded for each open snapshot, and which sources it still awaits."""
+        for text, (recorded, awaited) in told.items():
+            collection = self._open.get(SnapshotId.parse(text))
+            if collection is not None:
+                collection.inspected(node, recorded, awaited)
 
     def _find(self, text: str) -> Collection | None:
         """Return the open snapshot of this id, opened now if a node has begun it by itself; None if it is finished."""
@@ -286,7 +295,8 @@ class Snapshots:
         elif self._commits.keeps and self._probing and not self._is_probing():
             # The one that was to keep what a probe had found did not find it: a command came between.
             self._probe_later(collection)
-        self._happened(SnapshotCompleted(snapshot))
+        point = collection.recovery_point and self._commits.keeps
+        self._happened(SnapshotCompleted(snapshot, collection.progress(self._topology.nodes), point))
 
     def _is_probing(self) -> bool:
         under_way = any(collection.number is None for collection in self._open.values())
@@ -318,5 +328,6 @@ class Snapshots:
             self._commits.abandon(collection.id, collection.number)
         if error is not None:
             collection.drop()
-            self._happened(SnapshotAbandoned(collection.number, collection.id, error))
+            progress = collection.progress(self._topology.nodes)
+            self._happened(SnapshotAbandoned(collection.number, collection.id, error, progress))
             self._go_on_probing()

@@ -150,6 +150,11 @@ class StagedFile(StoredState):
         """How many bytes it holds."""
         return self._receipt.size
 
+    @property
+    def place(self) -> tuple[str, int, int | None]:
+        """Where another process of this user finds it, as long as this holds it, and what is in it."""
+        return f"/proc/{os.getpid()}/fd/{self._fd}", *self._receipt
+
     def read(self) -> bytes:
         """Return all of it; see `StoredState`."""
         if not self._closing.alive:

@@ -17,31 +17,37 @@ Rules a maintainer keeps:
 
 from __future__ import annotations
 
-import os
 import select
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
 from mpsnap.core.blame import Blame, node_error
-from mpsnap.core.errors import ClusterDeadlock, ClusterError, CodecError, InputError, MpsnapError, NodeError
+from mpsnap.core.errors import (
+    ClusterDeadlock,
+    ClusterError,
+    CodecError,
+    InputError,
+    MpsnapError,
+    NodeError,
+    SnapshotError,
+)
 from mpsnap.core.events import (
     ClusterStarted,
     ClusterStopped,
     Event,
     Logged,
     Replied,
+    StateTold,
 )
 from mpsnap.core.program import Program, codec_of
 from mpsnap.core.protocol import SnapshotId
 from mpsnap.core.snapshot import GlobalSnapshot
-from mpsnap.core.topology import Topology
-from mpsnap.runtime import lifeline, preflight
+from mpsnap.core.topology import Topology, shown, suggestion
+from mpsnap.runtime import preflight
 from mpsnap.runtime.commits import Commits
-from mpsnap.runtime.deadlines import Deadlines
 from mpsnap.runtime.deadlock import Waits
 from mpsnap.runtime.failpoints import Failpoint
 from mpsnap.runtime.frames import Note
@@ -49,6 +55,7 @@ from mpsnap.runtime.hangs import Hangs
 from mpsnap.runtime.incarnation import Incarnation
 from mpsnap.runtime.journal import JournalSpec
 from mpsnap.runtime.outputs import Outputs
+from mpsnap.runtime.pump import Pump
 from mpsnap.runtime.snapshots import Snapshots
 from mpsnap.runtime.staging import StagedFile, Ticket, receive
 from mpsnap.store.contract import Origin, Place
@@ -106,6 +113,8 @@ class Supervisor:
         self.state = "new"
         #: Why the cluster failed; None as long as it has not.
         self.error: MpsnapError | None = None
+        #: The nodes that run no hooks for now, since somebody asked for that.
+        self.paused: set[str] = set()
         #: Something to say about how the cluster is run, or None.
         self.notice: str | None = None
         if not (isinstance(window, int) and window >= 2):
@@ -130,12 +139,8 @@ class Supervisor:
         codecs = {reference: codec_of(each, self._classes.values()) for reference, each in self._classes.items()}
         #: How to read each node's values.
         self.codecs = {node: codecs[program.reference] for node, program in programs.items()}
-        #: Made by `start`: an object that was never started holds nothing that has to be given back.
-        self._epoll: select.epoll
-        #: By descriptor that is waited for: what it is, and whose.
-        self._watched: dict[int, tuple[str, str]]
-        self._bell = -1
-        self._bell_lock = threading.RLock()
+        self._pump = Pump()
+        self._deadlines = self._pump.deadlines
         self._events: list[Event] = []
         #: While it starts: each node's phase, and since when none has changed.
         self._phases: list[str] = []
@@ -144,7 +149,6 @@ class Supervisor:
         self._totals = (0, 0)
         #: Whether nodes that did not stop in time were told so by a signal.
         self._insisted = False
-        self._deadlines = Deadlines()
         # Here a pickle stays a pickle: looking at a snapshot runs no code from it.
         self._readers = {node: codec.reader() for node, codec in self.codecs.items()}
         self._outputs = Outputs(self._readers, self._happened)
@@ -153,6 +157,7 @@ class Supervisor:
 
     def _begin_incarnation(self, number: int) -> None:
         """Forget what was known of the nodes of an older incarnation."""
+        self._number = number
         self._ready: set[str] = set()
         self._stopped: set[str] = set()
         self._dead: set[str] = set()
@@ -181,6 +186,8 @@ class Supervisor:
             "blocked": self._on_blocked,
             "emitted": self._outputs.put,
             "replied": self._on_replied,
+            "told": self._on_told,
+            "inspected": self._snapshots.inspected,
             "logged": self._on_logged,
         }
 
@@ -202,6 +209,21 @@ class Supervisor:
         return sum(collection.number is not None for collection in self._snapshots.open)
 
     @property
+    def incarnation(self) -> int:
+        """The number of the generation of nodes that runs, or has run last."""
+        return self._number
+
+    @property
+    def window(self) -> int:
+        """Messages of one channel that may be sent and not taken before the sender pauses."""
+        return self._window
+
+    @property
+    def pump_with(self) -> Pump:
+        """What `pump` waits with, for whoever wants to be attended to in the same thread."""
+        return self._pump
+
+    @property
     def terminated(self) -> GlobalSnapshot | None:
         """A cut that proves that nothing can happen any more, once there is one."""
         return self._snapshots.terminated
@@ -215,32 +237,37 @@ class Supervisor:
     def status(self) -> dict[str, Any]:
         """Return what is known now, without asking the nodes: plain data.
 
-        Keys: `state`; `nodes` with `pid` and `phase` each; `channels` with `sent` and `taken` each; `snapshots`, the
-        open ones, with `id`, `number`, `seconds` and the nodes that are `missing`.
+        Keys: `state`; `nodes` with `pid`, `phase`, `turn_s` (the seconds since its last turn began, None before the
+        first), `busy_s` (for how long its hooks have run) and whether it is `paused`, each; `channels` with `sent` and
+        `taken` each; `snapshots`, the open ones, with `id`, `number`, `seconds`, the nodes that are `missing`, and the
+        `progress` of each node as [recorded, closed, awaits].
         """
         now = time.monotonic()
         incarnation = self._incarnation
-        return {
-            "state": self.state,
-            "nodes": {
-                node: {"pid": endpoints.pid, "phase": incarnation.board.phase(node)}
-                for node, endpoints in (incarnation.nodes.items() if incarnation else ())
-            }
-            if incarnation
-            else {},
-            "channels": {str(channel): incarnation.board.counts(channel) for channel in self.topology.channels}
-            if incarnation
-            else {},
-            "snapshots": [
-                {
-                    "id": str(collection.id),
-                    "number": collection.number,
-                    "seconds": now - collection.began,
-                    "missing": list(collection.missing(self.topology)),
+        nodes: dict[str, Any] = {}
+        channels: dict[str, Any] = {}
+        if incarnation is not None:
+            channels = {str(channel): incarnation.board.counts(channel) for channel in self.topology.channels}
+            for node, endpoints in incarnation.nodes.items():
+                began = incarnation.board.turn_began(node)
+                nodes[node] = {
+                    "pid": endpoints.pid,
+                    "phase": incarnation.board.phase(node),
+                    "turn_s": now - began if began else None,
+                    "busy_s": incarnation.board.busy_seconds(node),
+                    "paused": node in self.paused,
                 }
-                for collection in self._snapshots.open
-            ],
-        }
+        snapshots = [
+            {
+                "id": str(collection.id),
+                "number": collection.number,
+                "seconds": now - collection.began,
+                "missing": list(collection.missing(self.topology)),
+                "progress": {node: list(p) for node, p in collection.progress(self.topology.nodes).items()},
+            }
+            for collection in self._snapshots.open
+        ]
+        return {"state": self.state, "nodes": nodes, "channels": channels, "snapshots": snapshots}
 
     # ------------------------------------------------------------------- acting
 
@@ -253,10 +280,7 @@ class Supervisor:
         if self.state != "new":
             raise ClusterError(f"the cluster is {self.state} and starts once only", hint="a new one")
         self.state = "starting"
-        lifeline.forget_in_children(self)
-        self._epoll, self._watched = select.epoll(), {}
-        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._watch(self._bell, "bell")
+        self._pump.open()
         try:
             self._spawn_first()
         except BaseException:
@@ -289,8 +313,9 @@ class Supervisor:
             raise ClusterError("the cluster was stopped while it started")
         self._incarnation = incarnation
         for node, endpoints in incarnation.nodes.items():
-            self._watch(endpoints.results.fd, "results", node)
-            self._watch(endpoints.pidfd, "died", node)
+            self._pump.watch(endpoints.results.fd, partial(self._read_results, node))
+            # Results before deaths: the last words of a node that died explain its death.
+            self._pump.watch(endpoints.pidfd, partial(self._read_last_words, node), last=True)
         self._phases = []
         self._watch_start()
 
@@ -300,26 +325,13 @@ class Supervisor:
         Never raises for a failure of the cluster: that is `ClusterStopped` with its error.
         """
         if not self.ended and not self._events:
-            ready = self._epoll.poll(max(0.0, min(timeout, self._deadlines.seconds_left())))
-            attended = [(fd, self._watched[fd]) for fd, _ in ready]
-            if len(attended) > 1:
-                # Results before deaths: the last words of a node that died explain its death.
-                attended.sort(key=lambda each: each[1][0] == "died")
-            for fd, which in attended:
-                # What came before may have fenced all nodes, and then there is nobody left to attend to.
-                if self._watched.get(fd) == which:
-                    self._attend(*which)
-            self._deadlines.keep()
+            self._pump.wait(timeout)
         events, self._events = self._events, []
         return events
 
     def ring(self) -> None:
         """Make `pump` return soon; safe at any time from any thread and signal handler."""
-        # Held by `close` too: the number of a closed descriptor soon belongs to another file. Reentrant, since a signal
-        # handler may ring while its thread rings.
-        with self._bell_lock:
-            if self._bell >= 0:
-                os.eventfd_write(self._bell, 1)
+        self._pump.ring()
 
     def trigger(self, initiators: Iterable[str] = (), timeout: float | None = None) -> SnapshotId:
         """Begin one snapshot at all of `initiators`, and at those needed to reach every node.
@@ -341,15 +353,79 @@ class Supervisor:
             CodecError: It is not plain data.
             ClusterError: The cluster is not running, or has no such node.
         """
-        self._require_running("send a command")
-        if node not in self.codecs:
-            raise ClusterError(f"there is no node {node}")
+        self._require_node(node, "send a command")
         encoded = self.codecs[node].encode(command, where="command")
         self._tickets += 1
         self._snapshots.disturb()
         self._unanswered[self._tickets] = node
         self._tell(node, "command", self._tickets, encoded)
         return self._tickets
+
+    def ask_state(self, node: str) -> int:
+        """Ask a node for its local state as it is now; `StateTold` follows with the ticket returned.
+
+        Raises:
+            ClusterError: The cluster is not running, or has no such node.
+        """
+        self._require_node(node, "ask a node")
+        self._tickets += 1
+        self._unanswered[self._tickets] = node
+        self._tell(node, "state", self._tickets)
+        return self._tickets
+
+    def inspect(self) -> None:
+        """Ask all nodes how far they are with the open snapshots, for `status` to tell once they have answered."""
+        self._require_running("inspect nodes")
+        for node in self.topology.nodes:
+            self._tell(node, "inspect")
+
+    def pause(self, nodes: Iterable[str]) -> None:
+        """Have nodes run no hooks until they may again; markers and questions are seen to all the same.
+
+        Raises:
+            ClusterError: The cluster is not running, or has no such node.
+        """
+        self._turn(nodes, "pause a node", "pause")
+
+    def unpause(self, nodes: Iterable[str]) -> None:
+        """Let nodes run hooks again; raises as `pause`."""
+        self._turn(nodes, "let a node go on", "go")
+
+    def _turn(self, nodes: Iterable[str], wish: str, note: str) -> None:
+        asked = tuple(nodes)
+        for node in asked:
+            self._require_node(node, wish)
+        for node in asked:
+            (self.paused.add if note == "pause" else self.paused.discard)(node)
+            self._tell(node, note)
+
+    def finish(self, node: str) -> None:
+        """Have a node finish as it would by `ctx.finish()`: no idle calls and no timers any more.
+
+        Raises:
+            ClusterError: The cluster is not running, or has no such node, or keeps an event log, which could not tell.
+        """
+        self._require_node(node, "finish a node")
+        if self._journals:
+            raise ClusterError("a node is not finished from outside while its events are logged", where=node)
+        self._snapshots.disturb()
+        self._snapshots.settle()
+        self._tell(node, "finish")
+
+    def ask_stack(self, node: str) -> int:
+        """Have a node write its Python stack into its file in memory, `STACK_FILE`, even if it hangs; return its pid.
+
+        Raises:
+            ClusterError: There is no such node, or it is not far enough to do so.
+        """
+        if node not in self.codecs:
+            raise self._no_node(node)
+        # Before it has said what to do with it, the signal would kill it.
+        if self._incarnation is None or self._incarnation.board.phase(node) == "starting":
+            raise ClusterError(f"{node} cannot tell its stack yet", where=node)
+        self._incarnation.signal(node, signal.SIGUSR2)
+        pid: int = self._nodes[node].pid
+        return pid
 
     def stop(self, seconds: float = STOP_SECONDS) -> None:
         """Ask every node to stop; who has not after `seconds` is ended by signals. `ClusterStopped` follows."""
@@ -368,9 +444,7 @@ class Supervisor:
         Raises:
             ClusterError: The cluster is not running, or has no such node.
         """
-        self._require_running("signal a node")
-        if node not in self.codecs:
-            raise ClusterError(f"there is no node {node}")
+        self._require_node(node, "signal a node")
         assert self._incarnation is not None
         self._incarnation.signal(node, number)
 
@@ -386,41 +460,18 @@ class Supervisor:
     def close(self) -> None:
         """Leave nothing behind, whatever the state; the object is of no use afterwards."""
         self.kill()
-        with self._bell_lock:
-            self.forget()
-
-    def forget(self) -> None:
-        """Close this process's bell and what waits for it; a forked child, which inherits both, does that alone.
-
-        There it takes no lock: another thread may have held that, and there is none to let go of it.
-        """
-        if self._bell >= 0:
-            self._epoll.close()
-            bell, self._bell = self._bell, -1
-            os.close(bell)
+        self._pump.close()
 
     # ---------------------------------------------------------------- attending
 
-    def _watch(self, fd: int, what: str, node: str = "", mask: int = select.EPOLLIN) -> None:
-        self._epoll.register(fd, mask)
-        self._watched[fd] = what, node
+    def _read_results(self, node: str) -> None:
+        self._read(node, self._nodes[node].results.read())
 
-    def _unwatch(self, fd: int) -> None:
-        self._epoll.unregister(fd)
-        del self._watched[fd]
-
-    def _attend(self, what: str, node: str) -> None:
-        if what == "bell":
-            os.eventfd_read(self._bell)
-        elif what == "results":
-            self._read(node, self._nodes[node].results.read())
-        elif what == "control":
-            self._write(node)
-        elif what == "died":
-            incarnation = self._incarnation
-            self._read(node, self._nodes[node].results.drain())
-            if self._incarnation is incarnation:
-                self._on_death(node)
+    def _read_last_words(self, node: str) -> None:
+        incarnation = self._incarnation
+        self._read(node, self._nodes[node].results.drain())
+        if self._incarnation is incarnation:
+            self._on_death(node)
 
     @property
     def _nodes(self) -> Mapping[str, Any]:
@@ -447,14 +498,22 @@ class Supervisor:
             done = control.flush()
         except BrokenPipeError:
             done = True  # As above: the pidfd tells.
-        watched = control.fd in self._watched
+        watched = self._pump.is_watched(control.fd)
         if done and watched:
-            self._unwatch(control.fd)
+            self._pump.unwatch(control.fd)
         elif not done and not watched:
-            self._watch(control.fd, "control", node, select.EPOLLOUT)
+            self._pump.watch(control.fd, partial(self._write, node), select.EPOLLOUT)
 
     def _happened(self, event: Event) -> None:
         self._events.append(event)
+
+    def _require_node(self, node: str, wish: str) -> None:
+        self._require_running(wish)
+        if node not in self.codecs:
+            raise self._no_node(node)
+
+    def _no_node(self, node: str) -> ClusterError:
+        return ClusterError(f"there is no node {shown(node)}", hint=suggestion(node, self.topology.nodes))
 
     def _require_running(self, wish: str) -> None:
         if self.state != "running":
@@ -478,7 +537,8 @@ class Supervisor:
         """Let hooks run."""
         self.state = "running"
         for node in self.topology.nodes:
-            self._tell(node, "go")
+            # Those that were paused before a recovery still are.
+            self._tell(node, "pause" if node in self.paused else "go")
         if self._until_terminated:
             self._snapshots.probe_until_terminated()
         if self._handler_deadline is not None:
@@ -558,8 +618,8 @@ class Supervisor:
     def _on_death(self, node: str) -> None:
         assert self._incarnation is not None
         self._dead.add(node)
-        self._unwatch(self._nodes[node].pidfd)
-        self._unwatch(self._nodes[node].results.fd)
+        self._pump.unwatch(self._nodes[node].pidfd)
+        self._pump.unwatch(self._nodes[node].results.fd)
         if node not in self._stopped:
             phase, status = self._incarnation.board.phase(node), self._incarnation.status(node)
             # By itself, that is: a signal that came that early has nothing to do with the script.
@@ -631,8 +691,10 @@ class Supervisor:
                 self._incarnation.kill()
             finally:
                 self.totals()
-                for fd in [fd for fd in self._watched if fd != self._bell]:
-                    self._unwatch(fd)
+                for endpoints in self._nodes.values():
+                    for fd in (endpoints.results.fd, endpoints.pidfd, endpoints.control.fd):
+                        if self._pump.is_watched(fd):
+                            self._pump.unwatch(fd)
                 self._incarnation.close()
                 self._incarnation = None
 
@@ -651,6 +713,7 @@ class Supervisor:
         ticket: Ticket | None,
         state: tuple[Any, ...] | None,
         part: tuple[Any, ...] | None,
+        times: tuple[float, ...],
     ) -> None:
         try:
             opened = None if ticket is None else self._open(node, ticket)
@@ -660,7 +723,7 @@ class Supervisor:
             self._snapshots.refused(node, snapshot_id, f"its staged part cannot be read: {error}")
             return
         staged = None if state is None else Receipt(*state), None if part is None else Receipt(*part)
-        self._snapshots.report(node, snapshot_id, data, opened, staged)
+        self._snapshots.report(node, snapshot_id, data, opened, staged, times)
 
     def _open(self, node: str, ticket: Ticket) -> bytes | StagedFile:
         try:
@@ -679,6 +742,13 @@ class Supervisor:
         del self._unanswered[ticket]
         self._snapshots.settle()
         self._happened(Replied(ticket, node, self._readers[node].decode(value)))
+
+    def _on_told(
+        self, node: str, ticket: int, state: bytes | None, what: str, where: str | None, hint: str | None
+    ) -> None:
+        del self._unanswered[ticket]
+        error = None if state is not None else SnapshotError(what, where=where, hint=hint)
+        self._happened(StateTold(ticket, node, state, error))
 
     def _on_logged(self, node: str, text: str) -> None:
         self._happened(Logged(node, text))

@@ -1,0 +1,32 @@
+"""JSON forms cut to what a person reads, each cut saying how much it left out.
+
+This module owns where they are cut. It must not know what is shown.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+#: Characters of a string, items of a list or an object, and levels of them.
+TEXT, ITEMS, LEVELS = 400, 60, 8
+
+
+def brief(form: Any, levels: int = LEVELS) -> Any:
+    """Return a JSON form, cut: `{"$more": n}` stands for n more characters, items or levels.
+
+    >>> brief(["a" * 403, *range(70)])[0][-3:], brief(list(range(70)))[-1]
+    ('aa…', {'$more': 10})
+    """
+    if isinstance(form, str):
+        return form if len(form) <= TEXT else form[: TEXT - 1] + "…"
+    if isinstance(form, list):
+        if levels == 0 and form:
+            return [{"$more": len(form)}]
+        cut = [brief(item, levels - 1) for item in form[:ITEMS]]
+        return cut if len(form) <= ITEMS else [*cut, {"$more": len(form) - ITEMS}]
+    if isinstance(form, dict):
+        if levels == 0 and form:
+            return {"$more": len(form)}
+        cut_items = {brief(key): brief(value, levels - 1) for key, value in list(form.items())[:ITEMS]}
+        return cut_items if len(form) <= ITEMS else {**cut_items, "$more": len(form) - ITEMS}
+    return form

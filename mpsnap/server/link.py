@@ -1,0 +1,133 @@
+"""The connection between a supervisor and its control process.
+
+This module owns the frames on it. It must not know what the notes mean.
+
+A frame is its length in four bytes and a note in msgpack: a tuple whose first item says what it is. Both ends are this
+product's, of one version, so nothing here guards against a hostile peer, only against one that stands still: what waits
+to be written is bounded, and whoever lets it grow beyond that is given up.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections import deque
+from typing import Any
+
+import msgpack
+
+#: More than this waiting, and the other end counts as one that has stopped reading.
+MOST_WAITING_BYTES = 256 << 20
+_LENGTH = struct.Struct("!I")
+_READ_BYTES = 1 << 18
+
+Note = tuple[Any, ...]
+
+
+def frame(note: Note) -> bytes:
+    """Return a note as it goes over the link."""
+    body: bytes = msgpack.packb(note, unicode_errors="surrogatepass")
+    return _LENGTH.pack(len(body)) + body
+
+
+class Splitter:
+    """Cut what arrives into notes."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[Note]:
+        """Take what has arrived; return the notes that are complete by now."""
+        buffer, notes, at = self._buffer, [], 0
+        buffer += data
+        while len(buffer) - at >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(buffer, at)
+            if len(buffer) - at - _LENGTH.size < length:
+                break
+            at += _LENGTH.size
+            body = memoryview(buffer)[at : at + length]
+            notes.append(msgpack.unpackb(body, use_list=False, unicode_errors="surrogatepass", strict_map_key=False))
+            body.release()
+            at += length
+        del buffer[:at]
+        return notes
+
+
+class Link:
+    """Be the supervisor's end, which never waits.
+
+    Args:
+        end: A connected socket; it is closed with this.
+    """
+
+    def __init__(self, end: socket.socket) -> None:
+        end.setblocking(False)
+        self._socket = end
+        self._splitter = Splitter()
+        self._waiting: deque[memoryview] = deque()
+        self._waiting_bytes = 0
+
+    def fileno(self) -> int:
+        """Return its descriptor."""
+        return self._socket.fileno()
+
+    @property
+    def waits(self) -> bool:
+        """Whether something waits to be written."""
+        return bool(self._waiting)
+
+    def post(self, note: Note) -> None:
+        """Write a note, as much of it as goes now.
+
+        Raises:
+            ConnectionError: The other end is gone, or has stopped reading.
+        """
+        data = frame(note)
+        self._waiting.append(memoryview(data))
+        self._waiting_bytes += len(data)
+        self.flush()
+        if self._waiting_bytes > MOST_WAITING_BYTES:
+            raise ConnectionError(f"{self._waiting_bytes} bytes wait to be read")
+
+    def flush(self) -> None:
+        """Write what goes now; raises as `post`."""
+        while self._waiting:
+            try:
+                written = self._socket.send(self._waiting[0])
+            except BlockingIOError:
+                return
+            self._waiting_bytes -= written
+            if written == len(self._waiting[0]):
+                self._waiting.popleft()
+            else:
+                self._waiting[0] = self._waiting[0][written:]
+
+    def end(self, note: Note, seconds: float) -> None:
+        """Write a last note, waiting at most so long, and say that nothing follows.
+
+        Raises:
+            ConnectionError: The other end is gone.
+            TimeoutError: It does not read.
+        """
+        self._socket.settimeout(seconds)
+        self._socket.sendall(b"".join((*self._waiting, frame(note))))
+        self._waiting.clear()
+        self._socket.shutdown(socket.SHUT_WR)
+
+    def read(self) -> list[Note]:
+        """Return what has arrived.
+
+        Raises:
+            ConnectionError: The other end is gone.
+        """
+        try:
+            data = self._socket.recv(_READ_BYTES)
+        except BlockingIOError:
+            return []
+        if not data:
+            raise ConnectionError("the other end is gone")
+        return self._splitter.feed(data)
+
+    def close(self) -> None:
+        """Give the descriptor back."""
+        self._socket.close()
