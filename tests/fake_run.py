@@ -127,8 +127,8 @@ class FakeRun:
 
     def _watch(self, connection: socket.socket, request: Document) -> None:
         news: queue.SimpleQueue[list[Any] | None] = queue.SimpleQueue()
-        for push in (["status", self.status], *self.on_watch):
-            news.put(push)
+        for first in (["status", self.status], *self.on_watch):
+            news.put(first)
         with self._lock:
             self.intervals.append(request["args"]["every"])
             self._watchers.append(news)

@@ -380,7 +380,7 @@ def test_a_form_that_makes_no_sense_is_shown_as_it_stands(form: Any) -> None:
 def test_a_large_snapshot_that_was_told_is_cut_where_the_other_is() -> None:
     topology = parse_topology("complete:30")
     states = {node: {"text": "x" * 300, "set": set(range(50))} for node in topology.nodes}
-    flying = {channel: [("a", 1)] * 9 for channel in topology.channels}
+    flying: dict[tuple[str, str], list[object]] = {channel: [("a", 1)] * 9 for channel in topology.channels}
     snapshot = cut(topology, states, flying, duration=0.5)
     document = json.loads(json.dumps(snapshot_document(snapshot)))
     for full in (False, True):
@@ -442,7 +442,7 @@ def test_why_prints_the_verdict_first(command: Command, fake: FakeRun) -> None:
     lines = command("why").stdout.splitlines()
     assert lines[0] == "N2 is paused; 2 nodes wait for it"
     assert lines[2].startswith("N1  waits for a message, the channel from N3 is empty")
-    assert "N1      N3           N3 -> N1 is empty" in lines
+    assert "N1      N3           send something" in lines
     assert command("why", "--format", "json").document == why_document(fake.status, {})
 
 

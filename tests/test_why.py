@@ -39,8 +39,8 @@ def test_a_busy_run_is_well() -> None:
     status = ring_of(node_of("N1", "running", "on_message"), node_of("N2"), node_of("N3", "blocked"))
     status["channels"][2].update(in_flight=9, full=True)
     status["channels"][0].update(in_flight=1)
-    assert (
-        verdict(status) == "all is well: 3 nodes, 1 in a hook, 1 waiting, 1 blocked on full channels, 1,200 messages/s"
+    assert verdict(status) == (
+        "all is well: 3 nodes, 1 in a hook, 1 about to take a message, 1 blocked on full channels, 1,200 messages/s"
     )
 
 
@@ -264,7 +264,7 @@ STATUSES = [*BUSY, "starting", "paused", "frozen", "dead"]
 
 @st.composite
 def statuses(
-    draw: st.DrawFn, of_nodes: list[str] = STATUSES, states: tuple[str, ...] = ("running",), most: float = 9.0
+    draw: Any, of_nodes: list[str] = STATUSES, states: tuple[str, ...] = ("running",), most: float = 9.0
 ) -> Document:
     names = NAMES[: draw(st.integers(0, len(NAMES)))]
     seconds = st.none() | st.floats(0, most, exclude_max=True)
@@ -275,7 +275,7 @@ def statuses(
     pairs = st.tuples(st.sampled_from([*names, "Q9"]), st.sampled_from([*names, "Q9"])).filter(lambda p: p[0] != p[1])
     channels = [
         channel_of(src, dst, draw(st.sampled_from([0, 0, 1, 7])), draw(st.booleans()))
-        for src, dst in draw(st.lists(pairs, unique=True, max_size=20) if names else st.just([]))
+        for src, dst in (draw(st.lists(pairs, unique=True, max_size=20)) if names else [])
     ]
     error = draw(st.sampled_from([None, {"what": "it\x1b broke", "where": None, "try": None}]))
     death = {"node": "Q0", "what": "Q0 was killed", "where": None, "try": None, "time": 1.0}
