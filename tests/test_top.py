@@ -38,6 +38,27 @@ TERM = "screen-256color"
 LEAVES_SCREEN = b"\x1b[?1049l"
 
 
+class Screen(pyte.Screen):
+    """Scroll a region too, which curses does where most of it stays."""
+
+    def scroll_up(self, count: int = 1) -> None:
+        self._in_first_line(self.delete_lines, count)
+
+    def scroll_down(self, count: int = 1) -> None:
+        self._in_first_line(self.insert_lines, count)
+
+    def _in_first_line(self, do: Callable[[int], None], count: int) -> None:
+        line, column = self.cursor.y, self.cursor.x
+        self.cursor.y = self.margins.top if self.margins else 0
+        do(count)
+        self.cursor.y, self.cursor.x = line, column
+
+
+class Stream(pyte.ByteStream):
+    csi = {**pyte.ByteStream.csi, "S": "scroll_up", "T": "scroll_down"}
+    events = pyte.ByteStream.events | {"scroll_up", "scroll_down"}
+
+
 class Terminal:
     """Run `top` on a pseudo-terminal, for a `with` block, and see what stands there."""
 
@@ -45,8 +66,8 @@ class Terminal:
         self._command = [*COMMAND, "top", "--every", "0.1", *arguments]
         self._env = {**ENVIRONMENT, "XDG_RUNTIME_DIR": str(folder), "TERM": TERM, **env}
         self._size = rows, columns
-        self.emulated = pyte.Screen(columns, rows)
-        self._stream = pyte.ByteStream(self.emulated)
+        self.emulated = Screen(columns, rows)
+        self._stream = Stream(self.emulated)
         #: All that was ever written to it.
         self.written = b""
 
