@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -87,8 +88,30 @@ def test_a_run_survives_the_deaths_that_it_is_dealt(tmp_path: Path) -> None:
 
 
 @pytest.mark.processes
+def test_a_cluster_that_is_served_can_be_seen_and_steered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (serve,), verbs = blocks("sh")[4].splitlines(), blocks("sh")[5].splitlines()
+    # Short: the path of a socket has room for a hundred characters.
+    with tempfile.TemporaryDirectory(prefix="mpsnap-") as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        command = [sys.executable, *shlex.split(serve)[1:]]
+        with subprocess.Popen(
+            command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as served:
+            assert served.stderr is not None
+            said = [served.stderr.readline(), served.stderr.readline()]
+            assert "its page: http://127.0.0.1:" in said[0]
+            assert "8 processes, 56 channels" in said[1]
+            printed = [run([sys.executable, *shlex.split(verb)[1:]], tmp_path) for verb in verbs]
+            served.communicate(timeout=60)
+        assert served.returncode == 0
+    assert "complete:8" in printed[0]
+    assert "from N3 in" in printed[2]
+    assert "consistent, 8 nodes" in printed[2]
+
+
+@pytest.mark.processes
 def test_the_picture_is_what_its_commands_make(tmp_path: Path) -> None:
-    for command in blocks("sh")[4].splitlines():
+    for command in blocks("sh")[6].splitlines():
         run([sys.executable, *shlex.split(command)[1:]], tmp_path)
     assert (tmp_path / "small.svg").read_bytes() == (ROOT / "tests" / "golden" / "small.svg").read_bytes()
     assert "tests/golden/small.svg" in README
@@ -96,7 +119,7 @@ def test_the_picture_is_what_its_commands_make(tmp_path: Path) -> None:
 
 @pytest.mark.processes
 def test_the_exploration_finds_what_it_says(tmp_path: Path) -> None:
-    commands = [shlex.split(command)[1:] for command in blocks("sh")[5].splitlines()]
+    commands = [shlex.split(command)[1:] for command in blocks("sh")[7].splitlines()]
     printed = "".join(run([sys.executable, *command], tmp_path) for command in commands)
     (said,) = [block for block in blocks("") if block.startswith("tokens on ring:3")]
     assert re.sub(r"in [\d.]+ s", "", printed) == re.sub(r"in [\d.]+ s", "", said)

@@ -122,6 +122,8 @@ class Control:
         #: Requests that wait: for the beginning of snapshots, and for the end of snapshots or the answers to tickets.
         self._begun: dict[SnapshotId, list[int]] = {}
         self._awaited: dict[SnapshotId | int, list[int]] = {}
+        #: The newest deaths and recoveries, and how many there ever were.
+        self._deaths_of_nodes = self._recoveries = 0
         self._told_deaths: list[dict[str, Any]] = []
         self._told_recoveries: list[dict[str, Any]] = []
         lifeline.forget_in_children(self)
@@ -129,7 +131,7 @@ class Control:
     @property
     def address(self) -> str | None:
         """Where the page is, with the secret that opens it; None without a page."""
-        return None if self.url is None else f"{self.url}#token={self._token}"
+        return None if self.url is None else f"{self.url}#t={self._token}"
 
     @property
     def name(self) -> str:
@@ -298,6 +300,8 @@ class Control:
             "counts": self._digests.counts(),
             "deaths": self._told_deaths,
             "recoveries": self._told_recoveries,
+            "death_count": self._deaths_of_nodes,
+            "recovery_count": self._recoveries,
             "error": error_document(supervisor.error),
             "incarnation": supervisor.incarnation,
             "window": supervisor.window,
@@ -375,9 +379,11 @@ class Control:
             for request in self._awaited.pop(event.ticket, ()):
                 self._refuse(request, ClusterError(f"{event.node} died before it answered", where=event.node))
         elif isinstance(event, NodeDied):
+            self._deaths_of_nodes += 1
             died = {"node": event.node, **(error_document(event.error) or {}), "time": time.time()}
             self._told_deaths = [*self._told_deaths, died][-REMEMBERED:]
         elif isinstance(event, Recovered):
+            self._recoveries += 1
             self._told_recoveries = [*self._told_recoveries, {**event._asdict(), "time": time.time()}][-REMEMBERED:]
         elif isinstance(event, ClusterStopped):
             for requests in (*self._begun.values(), *self._awaited.values()):

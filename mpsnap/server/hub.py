@@ -70,8 +70,8 @@ class Hub:
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
+        self._incoming = reader
+        self._outgoing = writer
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._viewers: set[_Viewer] = set()
@@ -111,7 +111,7 @@ class Hub:
 
     async def _read(self) -> AsyncIterator[tuple[Any, ...]]:
         splitter = Splitter()
-        while data := await self._reader.read(1 << 18):
+        while data := await self._incoming.read(1 << 18):
             for note in splitter.feed(data):
                 yield note
 
@@ -154,7 +154,7 @@ class Hub:
         number = next(self._numbers)
         waiting = self._waiting[number] = asyncio.get_running_loop().create_future()
         try:
-            self._writer.write(frame((number, do, args)))
+            self._outgoing.write(frame((number, do, args)))
             return await waiting
         finally:
             self._waiting.pop(number, None)

@@ -66,8 +66,8 @@ class _Connection:
 
     def __init__(self, hub: Hub, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._hub = hub
-        self._reader = reader
-        self._writer = writer
+        self._incoming = reader
+        self._outgoing = writer
         self._writing = asyncio.Lock()
         self._requests: set[asyncio.Task[None]] = set()
 
@@ -89,7 +89,7 @@ class _Connection:
 
     async def _line(self) -> bytes:
         try:
-            return await self._reader.readline()
+            return await self._incoming.readline()
         except ValueError:
             error = InputError(f"a request of more than {MOST_LINE_BYTES} bytes")
             await self._write({"id": None, "error": _told(error)})
@@ -106,7 +106,7 @@ class _Connection:
         except MpsnapError as error:
             await self._refuse(number, _told(error))
         except (ConnectionError, TimeoutError, asyncio.TimeoutError):
-            self._writer.close()
+            self._outgoing.close()
         except Exception as error:
             traceback.print_exception(error, file=sys.stderr)
             await self._refuse(number, _told(ClusterError(f"{type(error).__name__} in the control process")))
@@ -121,13 +121,13 @@ class _Connection:
         try:
             await self._write({"id": number, "error": told})
         except (ConnectionError, TimeoutError, asyncio.TimeoutError):
-            self._writer.close()
+            self._outgoing.close()
 
     async def _write(self, answer: dict[str, Any]) -> None:
         # One after the other: `drain` by two tasks at once was an error before 3.11.
         async with self._writing:
-            self._writer.write(json.dumps(answer, allow_nan=False).encode() + b"\n")
-            await asyncio.wait_for(self._writer.drain(), UNREAD_SECONDS)
+            self._outgoing.write(json.dumps(answer, allow_nan=False).encode() + b"\n")
+            await asyncio.wait_for(self._outgoing.drain(), UNREAD_SECONDS)
 
 
 def _parsed(line: bytes) -> tuple[Any, str, dict[str, Any]]:

@@ -65,6 +65,8 @@ class Picture:
                 "handled": sum(each["handled"] for each in channels),
                 "in_flight": sum(each["in_flight"] for each in channels),
                 "handled_per_s": handled_per_s,
+                "deaths": told["death_count"],
+                "recoveries": told["recovery_count"],
             },
         }
 
