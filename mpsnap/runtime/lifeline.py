@@ -9,10 +9,10 @@ kernel: inside a C loop, with every signal blocked, or stopped. Ways that fail, 
   thread dies with that thread.
 - a watching thread in the node does not run while C code holds the interpreter.
 
-Between the start of a process and its own tie lies the import of the user's code, which may take long, and hang, and be
-stopped. So the supervisor ties each node too, right after its start: to the open file that the node has inherited, which
-lives as long as one of the two holds it. A forked node that is stopped within the microseconds before it has closed what
-it inherited is beyond all this: it holds write ends itself.
+Between the start of a process and its own tie lies the import of the user's code, which may take long, and hang. So the
+supervisor ties each node too, right after its start: to the open file that the node has inherited, which lives as long
+as one of the two holds it. A forked node that is stopped within the microseconds before it has closed what it inherited
+is beyond all this: it holds write ends itself.
 
 Rules a maintainer keeps: no process but the supervisor may hold a write end, so every fork of it closes them at once
 (`forget_in_children`). A process that the user's program starts by other means inherits none: the ends are
