@@ -413,7 +413,7 @@ def test_status_shows_nodes_channels_and_snapshots(command: Command, fake: FakeR
     for line in (
         "N1 4712 running on_message 12345 150 0 12% 12.3 MB #2 tokens: 3",
         "and 10 more channels with 0 messages in flight; --full shows all",
-        "#9 0-N3-19 committing 1/2 waits for N2; N2->N1",
+        "#9 0-N3-19 committing 1/2 waits for N2; N2->N1; recorded by N1",
         "#7 0-N3-15 completed 1.3 2/2 consistent, 7 in flight, 4.3 kB",
         "and 2 snapshots before; --full shows all",
         "death: N2 was killed by SIGKILL",
