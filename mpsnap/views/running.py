@@ -23,6 +23,8 @@ CHANNELS_SHOWN, SNAPSHOTS_SHOWN = 12, 8
 
 #: Frames of ours that are shown of a node that is at something long, and columns of those that one waits for.
 STACK_SHOWN, WAITS_WIDTH = 8, 44
+#: Columns of what there is to say of a snapshot.
+WHAT_WIDTH = 100
 
 Document = Mapping[str, Any]
 
@@ -223,13 +225,23 @@ def snapshots_table(digests: Sequence[Document], most: int | None) -> str:
             one_line(str(digest["phase"])),
             _milliseconds(digest["duration_s"]),
             recorded_shown(digest),
-            what_of(digest, None if most is None else 60),
+            _who_and_what(digest, None if most is None else WHAT_WIDTH),
         )
         for digest in chosen
     ]
     text = loose_table(rows, ("#", "id", "phase", "ms", "recorded", "what"), "rllrrl")
     left = len(digests) - len(chosen)
     return f"{text}\nand {count(left, 'snapshot')} before; --full shows all" if left else text
+
+
+def _who_and_what(digest: Document, width: int | None) -> str:
+    """Return what there is to say of a snapshot; of one that is open, also who has recorded."""
+    recorded = [str(name) for name, node in digest["nodes"].items() if node["recorded_s"] is not None]
+    if not is_open(digest) or digest.get("error") or not recorded:
+        return what_of(digest, width)
+    by = f"recorded by {', '.join(recorded) if width is None else listed(recorded)}"
+    text = "; ".join(filter(None, [waiting_shown(digest, width), by]))
+    return one_line(text) if width is None else shortened(text, width)
 
 
 def is_open(digest: Document) -> bool:
