@@ -81,6 +81,7 @@ def served(tmp_path: Path) -> Iterator[Served]:
         )
     try:
         found = wait_until(lambda: re.search(r"its page: (http://\S+)", said.read_text()), "an address", 30.0)
+        assert found is not None
         wait_until(lambda: "Ctrl-C stops it" in said.read_text(), "a cluster", 30.0)
         yield Served(process, found[1])
     finally:
