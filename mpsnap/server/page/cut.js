@@ -9,7 +9,7 @@ import { digestOf, fromText, isOpen, model, nameOf } from "./model.js";
 import { verdict, waitingText } from "./snapshots.js";
 
 // More nodes or channels than these begin folded.
-const UNFOLDED_NODES = 12, UNFOLDED_MESSAGES = 200;
+const UNFOLDED_NODES = 12, UNFOLDED_CHANNELS = 30, UNFOLDED_MESSAGES = 200;
 
 export class Cut {
   constructor({ replay, back }) {
@@ -123,7 +123,7 @@ export class Cut {
     const empty = snapshot.channels.length - full.length;
     const rows = full.map((channel) => {
       const first = snapshot.nodes[channel.dst]?.received?.[channel.src] ?? null;
-      return this.channel(channel, amount(channel), first, all <= UNFOLDED_MESSAGES);
+      return this.channel(channel, amount(channel), first, full.length <= UNFOLDED_CHANNELS && all <= UNFOLDED_MESSAGES);
     });
     const words = full.length ? `${plural(all, "message")} on ${plural(full.length, "channel")}; ${empty === 1 ? "1 is" : `${count(empty)} are`} empty.` : "No message was in flight.";
     this.parts.channels.replaceChildren(make("p", { class: "quiet" }, words), ...rows);
