@@ -324,11 +324,18 @@ def test_an_abandoned_snapshot_says_why(visit: Visits) -> None:
 
 
 def test_what_the_server_has_cut_is_told(visit: Visits) -> None:
-    fake = with_snapshots(1)
+    fake = with_snapshots(2)
     content = fake.contents[0]["snapshot"]
     content["nodes"]["N1"]["state"] = {"list": [1, 2, {"$more": 98}], "a": 1, "$more": 5}
     content["nodes"]["N2"]["state"] = {"$size": 70_000_000}
+    content["nodes"]["N3"]["received"] = {"N1": 5, "$more": 6}
     content["channels"][0]["messages"] = [1, 2, {"$more": 998}]
+    diff = fake.diffs[0, 1]
+    diff["nodes"]["N1"]["state"].append({"$more": 40})
+    diff["nodes"]["N1"]["sent"]["$more"] = 3
+    diff["nodes"]["$more"] = 4
+    diff["channels"][0]["entered"].append({"$more": 70})
+    diff["channels"].append({"$more": 12})
     page, _ = visit(fake)
     open_snapshot(page, 0)
     state = page.locator("#cut-states li[data-node=N1] pre")
@@ -337,6 +344,13 @@ def test_what_the_server_has_cut_is_told(visit: Visits) -> None:
     expect(page.locator("#cut-channels details[data-channel='N1 N2'] summary")).to_contain_text("1,000 messages")
     page.locator("#cut-channels details[data-channel='N1 N2'] summary").click()
     expect(page.locator("#cut-channels details[data-channel='N1 N2'] li").last).to_have_text("\u2026 998 more")
+    expect(page.locator("#cut-states li[data-node=N3]")).not_to_contain_text("received")
+    compare(page, 1)
+    expect(page.locator("#cut-difference details[data-node=N1]")).to_contain_text("\u2026 40 more")
+    expect(page.locator("#cut-difference details[data-node=N1] summary")).to_contain_text("43 changes")
+    expect(page.locator("#cut-difference details[data-channel='N1 N2']")).to_contain_text("1 left it, 72 entered it")
+    for more in ("\u2026 4 more", "\u2026 12 more"):
+        expect(page.locator("#cut-difference")).to_contain_text(more)
 
 
 # --- Orders. ---

@@ -149,6 +149,14 @@ export function pretty(value, width = 76) {
 
 export const line = (value, most = 90) => shortened(render(value, "", Infinity, most * 3), most);
 
+// What a server has left out of a list or a map it tells as the last entry: how much.
+export const leftOutOf = (whole) => {
+  const more = Array.isArray(whole) ? whole.at(-1)?.$more : whole?.$more;
+  return known(more) ? more : 0;
+};
+export const listed = (list) => list && leftOutOf(list) ? list.slice(0, -1) : list ?? [];
+export const entries = (map) => Object.entries(map ?? {}).filter(([key, value]) => key !== "$more" || !known(value));
+
 const leftOut = (value) => isMap(value) && known(value.$more) && Object.keys(value).length === 1;
 const isMap = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
 

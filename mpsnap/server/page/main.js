@@ -16,7 +16,7 @@ import { Wave } from "./wave.js";
 const EVERY_MS = 1000;
 // A page that nobody sees lets go of the stream after so long.
 const UNSEEN_MS = 15_000;
-const SAID_MS = 12_000;
+const SAID_MS = 8000;
 
 // ---------------------------------------------------------------- what is said and asked
 

@@ -63,7 +63,8 @@ export class Nodes {
 }
 
 export const phaseText = ({ status, phase, phase_s: since }) => {
-  const words = phase && phase !== status ? phase : "";
+  // That a node waits is for its status to say: between two looks at it both may have changed.
+  const words = phase && phase !== status && phase !== "waiting" ? phase : "";
   // A turn is noteworthy once it takes longer than turns do.
   return since !== null && since >= BUSY && status !== "waiting" ? `${words || status} for ${brief(since)}` : words;
 };
