@@ -1,8 +1,8 @@
 """A server for the dashboard's tests: the page's own files, and documents that the test writes.
 
-It is as strict as a real one where the page has to be right: without the token, with a foreign origin or with a body that
-is not JSON it refuses, and says in `refused` what it refused. It knows nothing of a cluster; `Fake.status` and the like
-are what a test makes of them.
+It is as strict as a real one where the page has to be right: without the token, with a foreign origin or with a body
+that is not JSON it refuses, and says in `refused` what it refused. It knows nothing of a cluster; `Fake.status` and the
+like are what a test makes of them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import mpsnap
 from mpsnap.core.topology import parse_topology
@@ -55,6 +55,11 @@ class Fake:
         self.down = False
         self._queues: list[queue.SimpleQueue[tuple[str, Any]]] = []
         self._lock = threading.Lock()
+
+    @property
+    def listening(self) -> int:
+        """How many pages listen to the events."""
+        return len(self._queues)
 
     # --- What happens. ---
 
@@ -160,7 +165,13 @@ def status_document(topology: str, **run: Any) -> Document:
         {
             **{"name": name, "pid": 4712 + place, "status": "running", "phase": "on_message", "phase_s": 0.001},
             **{"handled": 12345, "sent": 12300, "backlog": place % 5, "handled_per_s": 1200.5 + 10 * place},
-            **{"cpu_percent": 12.3, "memory_bytes": 23_456_789, "paused": False, "last_snapshot": None, "summary": None},
+            **{
+                "cpu_percent": 12.3,
+                "memory_bytes": 23_456_789,
+                "paused": False,
+                "last_snapshot": None,
+                "summary": None,
+            },
         }
         for place, name in enumerate(graph.nodes)
     ]
@@ -208,7 +219,7 @@ def digest_document(status: Document, initiators: list[str]) -> Document:
 def spread(digest: Document) -> None:
     """Make a complete one of an open snapshot."""
     for place, (name, node) in enumerate(digest["nodes"].items()):
-        recorded = 0.0 if name in digest["initiators"] else 0.0001 * (place + 1)
+        recorded = 0.0 if name in digest["initiators"] else 0.0008 * (place + 1) / len(digest["nodes"])
         node.update(recorded_s=recorded, closed_s=0.0009 + 0.0001 * (place % 4), awaits=[])
     digest.update(phase="completed", duration_s=0.0013, verified=True, in_flight=7, bytes=4321, kept=True)
     digest["waiting"] = {"nodes": [], "channels": []}
@@ -216,7 +227,7 @@ def spread(digest: Document) -> None:
 
 def content_document(status: Document, digest: Document) -> Document:
     names = [node["name"] for node in status["nodes"]]
-    nodes = {
+    nodes: Document = {
         name: {
             **{"state": {"tokens": place, "note": f"state of {name}"}, "sent": {}, "received": {}},
             **{"passive": False, "finished": False},
@@ -237,7 +248,7 @@ def content_document(status: Document, digest: Document) -> Document:
 
 
 def diff_document(old: int, new: int) -> Document:
-    unchanged = {"sent": {}, "received": {}, "timers": [], "passive": None, "finished": None, "emitted": None}
+    unchanged: Document = {"sent": {}, "received": {}, "timers": [], "passive": None, "finished": None, "emitted": None}
     changes = [
         {"path": "tokens", "what": "changed", "old": 10, "new": 3},
         {"path": "seen[2]", "what": "added", "new": {"$tuple": [1, "x"]}},
@@ -258,6 +269,19 @@ def diff_document(old: int, new: int) -> Document:
         "only_in_old": {"nodes": [], "channels": []},
         "only_in_new": {"nodes": [], "channels": []},
     }
+
+
+def with_snapshots(count: int = 3, topology: str = "complete:8") -> Fake:
+    """Return a run that has taken some snapshots, each from another node."""
+    fake = Fake(topology)
+    names = [node["name"] for node in fake.status["nodes"]]
+    for number in range(count):
+        digest = digest_document(fake.status, [names[number % len(names)]])
+        digest["began"] = BEGAN + number
+        fake.status["snapshots"].append(digest)
+        fake.complete(digest)
+        fake.diffs.update({(old, number): diff_document(old, number) for old in range(number)})
+    return fake
 
 
 # --- The server. ---
@@ -355,8 +379,6 @@ class _Handler(BaseHTTPRequestHandler):
 @contextmanager
 def serving(fake: Fake) -> Iterator[str]:
     """Serve until the end of the block; gives the page's address, with the token in it."""
-    from urllib.parse import quote
-
     server = _Server(("127.0.0.1", 0), _Handler)
     server.fake = fake
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
@@ -367,7 +389,7 @@ def serving(fake: Fake) -> Iterator[str]:
         deadline = time.monotonic() + 5
         server.shutdown()
         thread.join()
-        while fake._queues and time.monotonic() < deadline:
+        while fake.listening and time.monotonic() < deadline:
             fake.break_streams()
             threading.Event().wait(0.005)
         server.server_close()

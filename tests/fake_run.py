@@ -12,7 +12,7 @@ import os
 import queue
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class FakeRun:
         self.answers: dict[str, Answer] = {}
         #: How often each watcher wants to hear.
         self.intervals: list[float] = []
+        #: What every watcher is told after the first status.
+        self.on_watch: list[list[Any]] = []
         self._watchers: list[queue.SimpleQueue[list[Any] | None]] = []
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
@@ -125,7 +127,8 @@ class FakeRun:
 
     def _watch(self, connection: socket.socket, request: Document) -> None:
         news: queue.SimpleQueue[list[Any] | None] = queue.SimpleQueue()
-        news.put(["status", self.status])
+        for first in (["status", self.status], *self.on_watch):
+            news.put(first)
         with self._lock:
             self.intervals.append(request["args"]["every"])
             self._watchers.append(news)

@@ -51,8 +51,8 @@ TOPOLOGIES = (
 )
 #: Of calamities, about so many seconds lie between two.
 CALM_SECONDS = 0.15
-#: How long nodes may outlive their supervisor here: some are still being started, which may take its time.
-PATIENCE_SECONDS = 30.0
+#: How long nodes may outlive their supervisor here, where many processes die at once.
+PATIENCE_SECONDS = 5.0
 
 
 class World(NamedTuple):
@@ -104,6 +104,7 @@ class Life:
     def __init__(self, world: World, folder: Path, seed: str) -> None:
         # Deaths come one after another here: with pauses that grow there would be little else.
         recovery.PAUSE_SECONDS, recovery.LONGEST_PAUSE_SECONDS = 0.001, 0.05
+        self.method = world.method
         self.rng = random.Random(seed)
         self.disk = FailingDisk()
         self.it = world.drill(folder, self.disk)
@@ -164,8 +165,10 @@ class Life:
         self.disk.failing, self.disk.for_good = None, False
 
     def tied(self, node: str) -> bool:
-        """Return whether a node would die with its supervisor: who is stopped before it has seen to that does not."""
-        return bool(self.it.supervisor.status()["nodes"].get(node, {"phase": "starting"})["phase"] != "starting")
+        """Return whether a node would die with its supervisor: who is forked and stopped at once does not."""
+        return self.method != "fork" or bool(
+            self.it.supervisor.status()["nodes"].get(node, {"phase": "starting"})["phase"] != "starting"
+        )
 
     def signal(self, node: str, number: int) -> None:
         """Send a signal to the present process of a node, if there is one; in any state."""

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from mpsnap.cli.options import add_verb
 from mpsnap.cli.show import Result, write_out
-from mpsnap.core.errors import ConsistencyError, InputError, MpsnapError
+from mpsnap.core.errors import ConsistencyError, InputError, MpsnapError, one_line
 from mpsnap.core.topology import shown, suggestion
 from mpsnap.server import client
 from mpsnap.views.reading import bytes_shown, value_table
@@ -251,7 +251,7 @@ def _state(options: argparse.Namespace) -> Result:
         options,
         answer,
         lambda: (
-            f"{options.node} now, {bytes_shown(answer['bytes'])}:\n"
+            f"{one_line(options.node)} now, {bytes_shown(answer['bytes'])}:\n"
             + value_table(from_json(answer["state"]), options.full)
         ),
     )
@@ -263,7 +263,9 @@ def _command(options: argparse.Namespace) -> Result:
     with _found(options) as run:
         _check_nodes(run, [options.node])
         answer = run.ask("command", {"node": options.node, "command": command})
-    _write(options, answer, lambda: f"{options.node}: {value_shown(from_json(answer['reply']), REPLY_WIDTH)}\n")
+    _write(
+        options, answer, lambda: f"{one_line(options.node)}: {value_shown(from_json(answer['reply']), REPLY_WIDTH)}\n"
+    )
     return Result(None, False)
 
 
@@ -272,7 +274,7 @@ def _pause(options: argparse.Namespace) -> Result:
         _check_nodes(run, options.nodes)
         answer = run.ask(options.verb, {"nodes": options.nodes})
     paused = answer["paused"]
-    _write(options, answer, lambda: f"paused: {', '.join(paused)}\n" if paused else "no node is paused\n")
+    _write(options, answer, lambda: f"paused: {one_line(', '.join(paused))}\n" if paused else "no node is paused\n")
     return Result(None, False)
 
 
@@ -281,8 +283,8 @@ def _stop(options: argparse.Namespace) -> Result:
         if options.node is not None:
             _check_nodes(run, [options.node])
         answer = run.ask("stop", {"node": options.node})
-        whole = run.run.name
-    _write(options, answer, lambda: f"{whole if options.node is None else options.node} was told to come to its end\n")
+        what = run.run.name if options.node is None else options.node
+    _write(options, answer, lambda: f"{one_line(what)} was told to come to its end\n")
     return Result(None, False)
 
 
@@ -290,7 +292,7 @@ def _kill(options: argparse.Namespace) -> Result:
     with _found(options) as run:
         _check_nodes(run, [options.node])
         answer = run.ask("kill", {"node": options.node})
-    _write(options, answer, lambda: f"{answer['node']}, pid {answer['pid']}, was killed\n")
+    _write(options, answer, lambda: f"{one_line(answer['node'])}, pid {answer['pid']}, was killed\n")
     return Result(None, False)
 
 

@@ -59,13 +59,13 @@ def add_parser(verbs: Any) -> None:
         description="Run an app, each node a process of its own, and take consistent snapshots of it while it runs.",
         examples=EXAMPLES,
     )
-    add_options(parser)
+    add_options(parser, f" (default {DEFAULT_SECONDS:g})", f" (default {DEFAULT_EVERY:g})")
     add_control(parser)
     parser.set_defaults(carry_out=carry_out, serve=False)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of a run that begins."""
+def add_options(parser: argparse.ArgumentParser, duration: str, every: str) -> None:
+    """Add the options of a run that begins; the texts say what holds if how long and how often are not given."""
     what = parser.add_argument_group("what runs")
     add_work(parser, what, tick="N ms")
     what.add_argument("--start-method", choices=("fork", "forkserver", "spawn"), help="default: the best one here")
@@ -76,8 +76,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="encode large states in the node, which stops it meanwhile, and not in a fork of it",
     )
     when = parser.add_argument_group("when snapshots are taken, and when it ends")
-    when.add_argument("--duration", type=seconds, metavar="S", help=f"seconds (default {DEFAULT_SECONDS:g})")
-    when.add_argument("--snapshot-every", type=seconds, metavar="S", help=f"seconds (default {DEFAULT_EVERY:g})")
+    when.add_argument("--duration", type=seconds, metavar="S", help=f"seconds{duration}")
+    when.add_argument("--snapshot-every", type=seconds, metavar="S", help=f"seconds{every}")
     when.add_argument(
         "--snapshots", type=positive, metavar="N", help="end after N; without --snapshot-every one right after another"
     )

@@ -28,7 +28,7 @@ def add_parser(verbs: Any) -> None:
     parser = add_verb(
         verbs, "serve", "run an app for others to see and steer", description=DESCRIPTION, examples=EXAMPLES
     )
-    add_options(parser)
+    add_options(parser, " (default: until it is stopped)", " (default: none in turn, with --store 1)")
     group = parser.add_argument_group("where it can be found")
     add_place(group)
     group.add_argument("--no-http", dest="http", action="store_false", help="serve no page, the control socket alone")

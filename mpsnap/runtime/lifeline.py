@@ -9,6 +9,11 @@ kernel: inside a C loop, with every signal blocked, or stopped. Ways that fail, 
   thread dies with that thread.
 - a watching thread in the node does not run while C code holds the interpreter.
 
+Between the start of a process and its own tie lies the import of the user's code, which may take long, and hang. So the
+supervisor ties each node too, right after its start: to the open file that the node has inherited, which lives as long
+as one of the two holds it. A forked node that is stopped within the microseconds before it has closed what it inherited
+is beyond all this: it holds write ends itself.
+
 Rules a maintainer keeps: no process but the supervisor may hold a write end, so every fork of it closes them at once
 (`forget_in_children`). A process that the user's program starts by other means inherits none: the ends are
 close-on-exec.
@@ -52,12 +57,21 @@ def tie(fd: int, number: int = signal.SIGKILL) -> int:
     supervisor and its other nodes. The caller closes `fd`. `number` is the signal that comes; SIGKILL for nodes.
     """
     own = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    fcntl.fcntl(own, fcntl.F_SETSIG, number)
-    fcntl.fcntl(own, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(own, fcntl.F_SETFL, fcntl.fcntl(own, fcntl.F_GETFL) | os.O_ASYNC)
+    tie_other(own, os.getpid(), number)
     # The supervisor may have died before the tie was made; no signal comes for that, so look once.
     poll = select.poll()
     poll.register(own, 0)
     if poll.poll(0):
         os.kill(os.getpid(), number)
     return own
+
+
+def tie_other(fd: int, pid: int, number: int = signal.SIGKILL) -> None:
+    """Have the kernel send `pid` this signal when the other end of the pipe `fd` is closed.
+
+    That holds for as long as anybody has this open file. The kernel remembers the process, not its number: when it is
+    dead, no other process of that number gets the signal.
+    """
+    fcntl.fcntl(fd, fcntl.F_SETSIG, number)
+    fcntl.fcntl(fd, fcntl.F_SETOWN, pid)
+    fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)

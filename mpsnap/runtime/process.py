@@ -260,6 +260,7 @@ class NodeProcess(Driver):
         return outbound
 
     def _leave(self) -> None:
+        fail_at("leaving")
         # Whatever is still being encoded, its snapshot was lost when the stop was asked for.
         self._captures.close()
         if not self._halted:

@@ -160,8 +160,14 @@ class RecoveringSupervisor(Supervisor):
     def _goes_on(self) -> bool:
         return not self._sealed
 
+    def _on_late_death(self, error: NodeError) -> None:
+        # All that it has done is durable and released, and nothing of the user's would have run in it any more.
+        pass
+
     def _fail(self, error: NodeError) -> None:
-        if self._commits.last is None or self._insisted or self._sealed or self.state == "starting":
+        if self._sealed and not self._insisted:
+            return  # It dies of it, see above.
+        if self._commits.last is None or self._insisted or self.state == "starting":
             # Of the nodes that were told to stop by a signal, the first to die is not the one that did not stop.
             self._end(self.error or error)
             return

@@ -640,9 +640,13 @@ class Supervisor:
             if self.state != "stopping" or self._goes_on:
                 self._fail(error)
                 return
-            self.error = self.error or error
+            self._on_late_death(error)
         if len(self._dead) == len(self.topology.nodes):
             self._end(self.error)
+
+    def _on_late_death(self, error: NodeError) -> None:
+        """A node has died on its way out."""
+        self.error = self.error or error
 
     def _insist(self, seconds: float) -> None:
         self._insisted = True

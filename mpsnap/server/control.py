@@ -129,7 +129,7 @@ class Control:
     @property
     def address(self) -> str | None:
         """Where the page is, with the secret that opens it; None without a page."""
-        return None if self.url is None else f"{self.url}#token={self._token}"
+        return None if self.url is None else f"{self.url}#t={self._token}"
 
     @property
     def name(self) -> str:

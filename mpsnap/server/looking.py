@@ -65,7 +65,7 @@ class Snapshots:
         """Return how two snapshots differ; raises as `document`."""
         old, new = (self._load(number, each) for number, each in zip(numbers, told, strict=True))
         found = diff_document(old.diff(new))
-        return {key: brief(value) for key, value in found.items()} if short else found
+        return _brief_diff(found) if short else found
 
     def _load(self, number: int, told: Mapping[str, Any]) -> GlobalSnapshot:
         if self._store is not None:
@@ -115,5 +115,14 @@ def _brief_node(node: NodeSnapshot) -> dict[str, Any]:
     if node.stored is not None and node.stored > BRIEF_BYTES:
         counts = {"sent": dict(node.sent), "received": dict(node.received)}
         return {"state": {"$size": node.stored}, **counts, "passive": node.passive, "finished": node.finished}
-    document: dict[str, Any] = brief(node_document(node))
-    return document
+    document = node_document(node)
+    return {**document, "state": brief(document["state"])}
+
+
+def _brief_diff(found: dict[str, Any]) -> dict[str, Any]:
+    """Cut values and lists of messages, but no node and no channel."""
+    nodes = {
+        name: {key: value if key in ("sent", "received") else brief(value) for key, value in node.items()}
+        for name, node in found["nodes"].items()
+    }
+    return {**found, "nodes": nodes, "channels": [brief(channel) for channel in found["channels"]]}

@@ -411,12 +411,15 @@ def _quiet(scene: _Scene) -> str | None:
 
 
 def _well(status: Mapping[str, Any], scene: _Scene) -> str:
+    taking = sum(scene.doing[name] == "waiting" and scene.coming(name) > 0 for name in scene.nodes)
     doing = list(scene.doing.values())
-    parts = [
-        f"{doing.count(word)} {told}"
-        for word, told in (("handler", "in a hook"), ("waiting", "waiting"), ("blocked", "blocked on full channels"))
-        if word in doing
-    ]
+    numbers = {
+        "in a hook": doing.count("handler"),
+        "about to take a message": taking,
+        "waiting": doing.count("waiting") - taking,
+        "blocked on full channels": doing.count("blocked"),
+    }
+    parts = [f"{number} {told}" for told, number in numbers.items() if number]
     rate = (status.get("totals") or {}).get("handled_per_s")
     at = "" if rate is None else f", {rate:,.0f} messages/s"
     return f"all is well: {count(len(doing), 'node')}, {', '.join(parts) or 'none of them running'}{at}"

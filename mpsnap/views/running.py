@@ -6,7 +6,7 @@ be anything, so it is made harmless for a terminal, and shortened.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mpsnap.core.errors import one_line
@@ -20,6 +20,11 @@ NAME_WIDTH = 24
 SUMMARY_WIDTH = 30
 #: Channels and snapshots that a status shows before the rest is counted.
 CHANNELS_SHOWN, SNAPSHOTS_SHOWN = 12, 8
+
+#: Frames of ours that are shown of a node that is at something long, and columns of those that one waits for.
+STACK_SHOWN, WAITS_WIDTH = 8, 44
+#: Columns of what there is to say of a snapshot.
+WHAT_WIDTH = 100
 
 Document = Mapping[str, Any]
 
@@ -110,7 +115,7 @@ def _run_row(name: str, pid: int, status: Document | None) -> tuple[object, ...]
         pid,
         shortened(str(run["app"]), NAME_WIDTH),
         shortened(str(run["topology"]), NAME_WIDTH),
-        run["state"],
+        one_line(str(run["state"])),
         span_shown(run["uptime_s"]),
         len(status["nodes"]),
         rate_shown(status["totals"].get("handled_per_s")),
@@ -153,8 +158,8 @@ def nodes_table(nodes: Sequence[Document]) -> str:
         (
             shortened(str(node["name"]), NAME_WIDTH),
             node["pid"],
-            node["status"],
-            one_line(str(node["phase"])),
+            one_line(str(node["status"])),
+            one_line(str(node["phase"] or "")),
             node["handled"],
             rate_shown(node.get("handled_per_s")),
             node["backlog"],
@@ -217,16 +222,26 @@ def snapshots_table(digests: Sequence[Document], most: int | None) -> str:
         (
             number_shown(digest["number"]),
             shortened(str(digest["id"]), 2 * NAME_WIDTH),
-            digest["phase"],
+            one_line(str(digest["phase"])),
             _milliseconds(digest["duration_s"]),
             recorded_shown(digest),
-            what_of(digest, None if most is None else 60),
+            _who_and_what(digest, None if most is None else WHAT_WIDTH),
         )
         for digest in chosen
     ]
     text = loose_table(rows, ("#", "id", "phase", "ms", "recorded", "what"), "rllrrl")
     left = len(digests) - len(chosen)
     return f"{text}\nand {count(left, 'snapshot')} before; --full shows all" if left else text
+
+
+def _who_and_what(digest: Document, width: int | None) -> str:
+    """Return what there is to say of a snapshot; of one that is open, also who has recorded."""
+    recorded = [str(name) for name, node in digest["nodes"].items() if node["recorded_s"] is not None]
+    if not is_open(digest) or digest.get("error") or not recorded:
+        return what_of(digest, width)
+    by = f"recorded by {', '.join(recorded) if width is None else listed(recorded)}"
+    text = "; ".join(filter(None, [waiting_shown(digest, width), by]))
+    return one_line(text) if width is None else shortened(text, width)
 
 
 def is_open(digest: Document) -> bool:
@@ -274,7 +289,8 @@ def digest_line(digest: Document) -> str:
     """Return one line that says which snapshot this is and how far it is."""
     number = digest["number"]
     which = digest["id"] if number is None else f"{number} ({digest['id']})"
-    took = "" if digest["duration_s"] is None else f" in {duration_shown(digest['duration_s'], False)}"
+    done = digest["duration_s"] is not None and not is_open(digest)
+    took = f" in {duration_shown(digest['duration_s'], False)}" if done else ""
     said = ", ".join(filter(None, [str(digest["phase"]), what_of(digest)]))
     by = ", ".join(map(str, digest["initiators"]))
     return shortened(f"Snapshot {which} from {by}{took}: {said}", 300)
@@ -291,9 +307,9 @@ def why_text(why: Document, full: bool = False) -> str:
         lines.append(
             f"{shortened(str(node['node']), NAME_WIDTH):{min(width, NAME_WIDTH)}}  {one_line(str(node['text']))}"
         )
-        # What a node does that only waits is always the same, and not the user's.
-        stack = node["stack"] or () if full or node["doing"] in ("handler", "frozen", "starting") else ()
-        lines += ["      " + one_line(str(line)) for line in (stack if full else of_interest(stack))]
+        lines += [
+            "      " + one_line(str(line)) for line in ((node["stack"] or ()) if full else stack_of_interest(node))
+        ]
     if why["waits"]:
         lines += ["", waits_table(why["waits"], None if full else ROWS_SHOWN)]
     if why["cycle"]:
@@ -302,24 +318,30 @@ def why_text(why: Document, full: bool = False) -> str:
     return "\n".join(lines) + "\n"
 
 
-def of_interest(stack: Iterable[str]) -> list[str]:
-    """Return a stack down to where the user's code was called; what called that is always the same."""
-    lines = list(stack)
+def stack_of_interest(node: Document) -> list[str]:
+    """Return the stack of a node in a hook down to where the user's code was called: what called that says nothing.
+
+    Nor does what a node is at that only waits; or of ours, unless it takes long.
+    """
+    lines = [str(line) for line in node["stack"] or ()]
     users = [index for index, line in enumerate(lines) if line.startswith(">")]
-    return lines[: users[-1] + 1] if users else lines
+    if users:
+        return lines[: users[-1] + 1] if node["doing"] not in ("waiting", "blocked", "paused") else []
+    return lines[:STACK_SHOWN] if node["doing"] == "handler" and (node["for_s"] or 0.0) >= 1.0 else []
 
 
 def waits_table(waits: Sequence[Document], most: int | None) -> str:
-    """Return who waits for whom, those that are blocked first; all after the first `most` are only counted."""
-    ordered = sorted(waits, key=lambda wait: str(wait["kind"]) != "full")
-    rows = [
-        (
-            shortened(str(wait["node"]), NAME_WIDTH),
-            shortened(str(wait["for"]), NAME_WIDTH),
-            f"{channel_shown(*wait['channel'])} is {one_line(str(wait['kind']))}",
-        )
-        for wait in ordered[:most]
-    ]
-    text = table(rows, ("node", "waits for", "because"), "lll")
-    left = len(ordered) - len(rows)
-    return f"{text}\nand {count(left, 'more wait')}; --full shows all" if left else text
+    """Return who waits for whom, those that are blocked first; all after the first `most` nodes are only counted."""
+    grouped: dict[tuple[str, str], list[str]] = {}
+    for wait in sorted(waits, key=lambda wait: str(wait["kind"]) != "full"):
+        grouped.setdefault((str(wait["node"]), str(wait["kind"])), []).append(str(wait["for"]))
+    rows = []
+    for (node, kind), others in list(grouped.items())[:most]:
+        # A node that is blocked needs all of them, one that has nothing to take any.
+        full = kind == "full"
+        which, to = ("all of ", "take from a full channel") if full else ("any of ", "send something")
+        names = one_line(", ".join(others)) if most is None else shortened(listed(others), WAITS_WIDTH)
+        rows.append((shortened(node, NAME_WIDTH), (which if others[1:] else "") + names, to))
+    text = loose_table(rows, ("node", "waits for", "to"), "lll")
+    left = len(grouped) - len(rows)
+    return f"{text}\nand {count(left, 'more node')}; --full shows all" if left else text

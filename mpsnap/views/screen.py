@@ -17,11 +17,11 @@ from mpsnap.views.running import (
     is_open,
     memory_shown,
     number_shown,
-    of_interest,
     percent_shown,
     rate_shown,
     recorded_shown,
     span_shown,
+    stack_of_interest,
     what_of,
 )
 
@@ -168,7 +168,7 @@ def _head(status: Document, age: float | None, columns: int) -> list[Line]:
         Piece(f" for {span_shown(run['uptime_s'])}  {plain(str(run['app']), 24)} on {run['topology']}"),
     ]
     if age is not None:
-        first.insert(4, Piece(f" (no news for {span_shown(age)})", BAD))
+        first.insert(3, Piece(f"NO NEWS for {span_shown(age)}, then ", BAD))
     count = len(status["nodes"])
     rate = totals.get("handled_per_s")
     facts = [f"{count} node{'s' if count != 1 else ''}", f"{totals['sent']} sent", f"{totals['in_flight']} in flight"]
@@ -247,7 +247,7 @@ def _node_line(node: Document, chosen: Chosen, width: int) -> Line:
     status = str(node["status"])
     name = f"{'>' if selected else ' '} {plain(str(node['name']), width):{width}} "
     facts = (
-        f" {plain(str(node['phase']), 10):10} {rate_shown(node.get('handled_per_s')):>10} {node['backlog']:>8} "
+        f" {plain(str(node['phase'] or ''), 10):10} {rate_shown(node.get('handled_per_s')):>10} {node['backlog']:>8} "
         f"{percent_shown(node.get('cpu_percent')):>5} {memory_shown(node.get('memory_bytes')):>9} "
         f"{number_shown(node.get('last_snapshot')):>4}"
     )
@@ -311,8 +311,7 @@ def _why_lines(why: Document | None) -> list[Line]:
     for node in why["nodes"]:
         look = looks.get(str(node["doing"]), PLAIN)
         lines.append([Piece(f"{plain(str(node['node']), 24):{width}}  "), Piece(str(node["text"]), look)])
-        if node["stack"] and node["doing"] == "handler":
-            lines += [[Piece("      " + frame, FAINT)] for frame in of_interest(node["stack"])]
+        lines += [[Piece("      " + frame, FAINT)] for frame in stack_of_interest(node)]
     if why["cycle"]:
         cycle = [*why["cycle"], why["cycle"][0]]
         lines += [[], [Piece("cycle: " + " -> ".join(map(str, cycle)), BAD)]]

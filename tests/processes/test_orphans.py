@@ -128,6 +128,39 @@ def all_dead(processes: list[psutil.Process]) -> bool:
 
 # --- The supervisor is killed. ---
 
+#: A program that its nodes never get through importing.
+ENDLESS = """
+import os, signal, sys
+
+from mpsnap import Cluster
+from nodes import Doomed
+
+if __name__ == "__mp_main__":
+    open(f"{sys.argv[2]}-{os.getpid()}", "w").close()
+    if sys.argv[3] == "sigstop":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    while True:
+        pass
+
+if __name__ == "__main__":
+    with Cluster("ring:2", Doomed, start_method=sys.argv[1]):
+        pass
+"""
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+@pytest.mark.parametrize("action", ["sigstop", "loop"])
+def test_nodes_that_do_not_get_through_their_imports_die_with_it_too(tmp_path: Path, method: str, action: str) -> None:
+    """There they have not yet seen to that themselves; a forked node has nothing to import."""
+    path, witness = tmp_path / "program.py", tmp_path / "witness"
+    path.write_text(ENDLESS)
+    with running([sys.executable, str(path), method, str(witness), action], witness) as run:
+        wait_until(lambda: len(list(tmp_path.glob("witness-*"))) == 2, "both nodes import")
+        everyone = run.everyone()
+        assert len(everyone) >= 3
+        run.process.kill()
+        wait_until(lambda: all_dead(everyone), "nobody is left", seconds=ORPHAN_SECONDS)
+
 
 @pytest.mark.parametrize(
     ("method", "moment", "action"),

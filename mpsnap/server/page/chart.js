@@ -4,17 +4,17 @@
 import { attr, brief, count, draw, lasting, make, put, rate, show } from "./dom.js";
 import { model, SPAN_S } from "./model.js";
 
-const LEFT = 44, RIGHT = 10, TOP = 18, GAP = 30, BOTTOM = 20, HIGH = 96, LOW = 64;
+const LEFT = 50, RIGHT = 10, TOP = 18, GAP = 30, BOTTOM = 20, HIGH = 96, LOW = 64;
 const HEIGHT = TOP + HIGH + GAP + LOW + BOTTOM, FLOOR = TOP + HIGH, BASE = FLOOR + GAP + LOW;
 const round = (x) => Math.round(x * 10) / 10;
 
 // Of a round number the places behind the point say nothing.
 const plain = (text) => text.replace(/(\.\d*?)0+(?=\D|$)/, "$1").replace(/\.(?=\D|$)/, "");
 
-// A round number not below: 1, 2 or 5 times a power of ten.
+// A round number not below, of which the half is one too.
 function nice(value) {
   const power = 10 ** Math.floor(Math.log10(value || 1));
-  return power * [1, 2, 5, 10].find((factor) => factor * power >= value * 0.999);
+  return power * [1, 2, 3, 4, 5, 6, 8, 10].find((factor) => factor * power >= value * 0.999);
 }
 
 export class Chart {

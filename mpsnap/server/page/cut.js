@@ -1,13 +1,15 @@
 // One snapshot, opened: the states of all nodes, the messages in flight, and how another one differs.
 
-import { attr, brief, button, byId, bytes, clock, count, draw, line, make, NONE, plural, pretty, put, show } from "./dom.js";
+import {
+  attr, brief, button, byId, bytes, clock, count, draw, enable, entries, leftOutOf, line, listed, make, NONE, plural, pretty, put, show,
+} from "./dom.js";
 import { difference } from "./difference.js";
 import { ask, path, told } from "./link.js";
 import { digestOf, fromText, isOpen, model, nameOf } from "./model.js";
 import { verdict, waitingText } from "./snapshots.js";
 
 // More nodes or channels than these begin folded.
-const UNFOLDED_NODES = 12, UNFOLDED_MESSAGES = 200;
+const UNFOLDED_NODES = 12, UNFOLDED_CHANNELS = 30, UNFOLDED_MESSAGES = 200;
 
 export class Cut {
   constructor({ replay, back }) {
@@ -89,8 +91,9 @@ export class Cut {
   }
 
   state(name, node, wave, longest, open) {
-    const total = (counts) => count(Object.values(counts ?? {}).reduce((sum, number) => sum + number, 0));
-    const facts = [`sent ${total(node.sent)}`, `received ${total(node.received)}`, node.passive ? "passive" : null, node.finished ? "finished" : null].filter(Boolean);
+    // Of counts that are not all there the sum is not known.
+    const total = (name, counts) => leftOutOf(counts) ? null : `${name} ${count(entries(counts).reduce((sum, [, number]) => sum + number, 0))}`;
+    const facts = [total("sent", node.sent), total("received", node.received), node.passive ? "passive" : null, node.finished ? "finished" : null].filter(Boolean);
     const value = make("pre", {}), whole = "state" in node ? node.state : null;
     const fold = make("details", { open }, make("summary", {}, make("b", {}, name), make("span", { class: "brief" }, line(whole))), value);
     const tell = () => {
@@ -98,47 +101,42 @@ export class Cut {
     };
     fold.addEventListener("toggle", tell);
     tell();
-    const element = make("li", {}, fold, make("p", { class: "quiet" }, facts.join(" \u00b7 ")), wave && longest ? this.bar(wave, longest) : null);
+    const element = make("li", {}, fold, make("p", { class: "quiet span" }, wave && longest ? this.course(wave, longest) : null, make("span", {}, facts.join(" \u00b7 "))));
     element.dataset.node = name;
     return element;
   }
 
   // When a node has recorded, and until when it took its channels' messages into the snapshot.
-  bar({ recorded_s: recorded, closed_s: closed }, longest) {
+  course({ recorded_s: recorded, closed_s: closed }, longest) {
     if (recorded === null) return null;
     const from = 160 * recorded / longest, to = 160 * (closed ?? longest) / longest;
     const words = `recorded after ${brief(recorded)}, closed after ${brief(closed)}`;
-    return make("p", { class: "quiet span" }, draw("svg", { viewBox: "0 0 164 10", role: "img", "aria-label": words, class: "course" },
+    return make("span", { class: "span" }, draw("svg", { viewBox: "0 0 164 10", role: "img", "aria-label": words, class: "course" },
       draw("path", { class: "axis", d: "M0 5H164" }), draw("path", { class: closed === null ? "open" : "taking", d: `M${from.toFixed(1)} 5H${Math.max(to, from + 1).toFixed(1)}` }),
       draw("path", { class: "recorded", d: `M${from.toFixed(1)} 5l3.5 -4.5l3.5 4.5l-3.5 4.5Z` })), words);
   }
 
   channels(snapshot) {
     const full = snapshot.channels.filter(({ messages }) => messages.length).sort((a, b) => b.messages.length - a.messages.length);
-    const amount = ({ messages }) => {
-      const more = messages.at(-1)?.$more;
-      return messages.length + (typeof more === "number" ? more - 1 : 0);
-    };
+    const amount = ({ messages }) => listed(messages).length + leftOutOf(messages);
     const all = full.reduce((sum, channel) => sum + amount(channel), 0);
     const empty = snapshot.channels.length - full.length;
     const rows = full.map((channel) => {
-      const first = (snapshot.nodes[channel.dst]?.received?.[channel.src] ?? 0) + 1;
-      return this.channel(channel, amount(channel), first, all <= UNFOLDED_MESSAGES);
+      const first = snapshot.nodes[channel.dst]?.received?.[channel.src] ?? null;
+      return this.channel(channel, amount(channel), first, full.length <= UNFOLDED_CHANNELS && all <= UNFOLDED_MESSAGES);
     });
     const words = full.length ? `${plural(all, "message")} on ${plural(full.length, "channel")}; ${empty === 1 ? "1 is" : `${count(empty)} are`} empty.` : "No message was in flight.";
     this.parts.channels.replaceChildren(make("p", { class: "quiet" }, words), ...rows);
   }
 
-  channel({ src, dst, messages }, amount, first, open) {
-    const list = make("ol", { start: first });
+  channel({ src, dst, messages }, amount, received, open) {
+    const list = received === null ? make("ul", {}) : make("ol", { start: received + 1 });
     const fold = make("details", { open }, make("summary", {}, make("b", {}, `${src} \u2192 ${dst}`), make("span", { class: "brief" }, plural(amount, "message"))), list);
     fold.dataset.channel = `${src} ${dst}`;
     const tell = () => {
       if (!fold.open || list.children.length) return;
-      for (const message of messages) {
-        const cut = message !== null && typeof message === "object" && typeof message.$more === "number";
-        list.append(make("li", cut ? { class: "more" } : {}, make("pre", {}, pretty(message, 60))));
-      }
+      for (const message of listed(messages)) list.append(make("li", {}, make("pre", {}, pretty(message, 60))));
+      if (leftOutOf(messages)) list.append(make("li", { class: "more" }, make("pre", {}, pretty(messages.at(-1)))));
     };
     fold.addEventListener("toggle", tell);
     tell();
@@ -156,7 +154,7 @@ export class Cut {
     this.listed = key;
     parts.other.replaceChildren(...others.map((digest) => make("option", { value: digest.number }, `${nameOf(digest)}, from ${fromText(digest)}`)));
     if (others.some(({ number }) => String(number) === chosen)) parts.other.value = chosen;
-    parts.compare.disabled = !others.length;
+    enable(parts.compare, others.length > 0);
   }
 
   async compare() {

@@ -1,8 +1,8 @@
 // How two snapshots differ, as tables: values of states by their paths, messages that left channels or entered them.
 
-import { count, make, NONE, plural, pretty } from "./dom.js";
+import { count, entries, leftOutOf, listed, make, NONE, plural, pretty } from "./dom.js";
 
-const MOST_ROWS = 300;
+const MOST_ROWS = 300, UNFOLDED_NODES = 16, UNFOLDED_CHANNELS = 24;
 
 // Returns elements. A document's `null` means that there is no difference there.
 export function difference(document) {
@@ -12,11 +12,16 @@ export function difference(document) {
   return [title, ...only(document), ...states(document), ...channels(document)];
 }
 
+const more = (amount) => amount ? make("p", { class: "quiet" }, `\u2026 ${count(amount)} more`) : null;
+const arrow = (src, dst) => `${src} \u2192 ${dst}`;
+
 function only({ only_in_old: gone, only_in_new: come }) {
-  const words = (part, when) => part && (part.nodes.length || part.channels.length)
-    ? [make("p", {}, `Only in the ${when}: ${[...part.nodes, ...part.channels.map(([src, dst]) => `${src} \u2192 ${dst}`)].join(", ")}`)] : [];
+  const words = (part, when) => part && (part.nodes?.length || part.channels?.length)
+    ? [make("p", {}, `Only in the ${when}: ${[...listed(part.nodes), ...listed(part.channels).map(([src, dst]) => arrow(src, dst))].join(", ")}`)] : [];
   return [...words(gone, "earlier one"), ...words(come, "later one")];
 }
+
+// ---------------------------------------------------------------- states
 
 const value = (change, side) => make("td", { class: side, "data-label": side }, side in change ? make("pre", {}, pretty(change[side], 40)) : NONE);
 
@@ -25,8 +30,9 @@ function row(change) {
 }
 
 function growth(name, pairs) {
-  const grown = Object.values(pairs ?? {}).reduce((sum, [before, now]) => sum + (now ?? 0) - (before ?? 0), 0);
-  return Object.keys(pairs ?? {}).length ? `${name} ${grown < 0 ? "\u2212" : "+"}${count(Math.abs(grown))}` : null;
+  if (!entries(pairs).length || leftOutOf(pairs)) return null;
+  const grown = entries(pairs).reduce((sum, [, [before, now]]) => sum + (now ?? 0) - (before ?? 0), 0);
+  return `${name} ${grown < 0 ? "\u2212" : "+"}${count(Math.abs(grown))}`;
 }
 
 function flags(node) {
@@ -37,39 +43,49 @@ function flags(node) {
 }
 
 function states({ nodes }) {
-  const names = Object.keys(nodes);
-  const made = names.map((name) => {
-    const changes = nodes[name].state, cut = changes.at(-1)?.$more, real = typeof cut === "number" ? changes.slice(0, -1) : changes;
-    const left = real.length - MOST_ROWS + (cut ?? 0);
-    const table = real.length ? make("table", { class: "changes" },
-      make("thead", {}, make("tr", {}, ...["what", "old", "new"].map((word) => make("th", { scope: "col" }, word)))),
-      make("tbody", {}, ...real.slice(0, MOST_ROWS).map(row))) : null;
-    const summary = make("summary", {}, make("b", {}, name), make("span", { class: "brief" }, real.length ? plural(real.length + (cut ?? 0), "change") : "the same state"));
-    const fold = make("details", { open: names.length <= 16 && real.length > 0 }, summary, table,
-      real.length > MOST_ROWS || cut ? make("p", { class: "quiet" }, `\u2026 ${count(Math.max(left, cut ?? 0))} more`) : null, make("p", { class: "quiet" }, flags(nodes[name])));
-    fold.dataset.node = name;
-    return fold;
-  });
-  return made.length ? [make("h4", {}, "States"), ...made] : [];
+  const all = entries(nodes), changed = all.filter(([, node]) => node.state.length), same = all.filter(([, node]) => !node.state.length);
+  if (!all.length) return [];
+  return [make("h4", {}, "States"), ...changed.map(([name, node]) => state(name, node, changed.length <= UNFOLDED_NODES)),
+    make("div", { class: "tiles" }, ...same.map(([name, node]) => {
+      const element = make("p", { class: "quiet" }, make("b", {}, name), ` the same state${flags(node) ? "; " + flags(node) : ""}`);
+      element.dataset.node = name;
+      return element;
+    })), more(leftOutOf(nodes))].filter(Boolean);
 }
+
+function state(name, node, open) {
+  const changes = listed(node.state), missing = leftOutOf(node.state);
+  const table = make("table", { class: "changes" },
+    make("thead", {}, make("tr", {}, ...["what", "old", "new"].map((word) => make("th", { scope: "col" }, word)))),
+    make("tbody", {}, ...changes.slice(0, MOST_ROWS).map(row)));
+  const summary = make("summary", {}, make("b", {}, name), make("span", { class: "brief" }, plural(changes.length + missing, "change")));
+  const fold = make("details", { open }, summary, table, more(Math.max(0, changes.length - MOST_ROWS) + missing), make("p", { class: "quiet" }, flags(node)));
+  fold.dataset.node = name;
+  return fold;
+}
+
+// ---------------------------------------------------------------- channels
+
+const amount = (messages) => listed(messages).length + leftOutOf(messages);
 
 function channels({ channels: list }) {
-  if (!list.length) return [];
-  const many = list.length > 24;
-  return [make("h4", {}, "Channels"), ...list.map(({ src, dst, left, entered, changed }) => {
-    const parts = [[left, "left it"], [entered, "entered it"], [changed, "changed"]].filter(([messages]) => messages?.length);
-    const brief = parts.map(([messages, words]) => `${count(amount(messages))} ${words}`).join(", ");
-    const fold = make("details", { open: !many }, make("summary", {}, make("b", {}, `${src} \u2192 ${dst}`), make("span", { class: "brief" }, brief)),
-      ...parts.map(([messages, words]) => make("div", {}, make("p", { class: "quiet" }, `Messages that ${words}`), make("ul", { class: "messages" }, ...messages.map(message)))));
-    fold.dataset.channel = `${src} ${dst}`;
-    return fold;
-  })];
+  const known = listed(list);
+  if (!known.length) return [];
+  const tiles = known.map((channel) => tile(channel, known.length <= UNFOLDED_CHANNELS));
+  return [make("h4", {}, "Channels"), make("div", { class: "tiles" }, ...tiles), more(leftOutOf(list))].filter(Boolean);
 }
 
-const amount = (messages) => messages.length + (typeof messages.at(-1)?.$more === "number" ? messages.at(-1).$more - 1 : 0);
+function tile({ src, dst, left, entered, changed }, open) {
+  const parts = [[left, "left it"], [entered, "entered it"], [changed, "changed"]].filter(([messages]) => messages?.length);
+  const brief = parts.map(([messages, words]) => `${count(amount(messages))} ${words}`).join(", ");
+  const fold = make("details", { open }, make("summary", {}, make("b", {}, arrow(src, dst)), make("span", { class: "brief" }, brief)),
+    ...parts.map(([messages, words]) => make("div", {}, make("p", { class: "quiet" }, `Messages that ${words}`),
+      make("ul", { class: "messages" }, ...listed(messages).map(message)), more(leftOutOf(messages)))));
+  fold.dataset.channel = `${src} ${dst}`;
+  return fold;
+}
 
 function message(one) {
-  if (typeof one.$more === "number") return make("li", { class: "more" }, `\u2026 ${count(one.$more)} more`);
   const content = "message" in one ? pretty(one.message, 60) : `${pretty(one.old, 60)} \u2192 ${pretty(one.new, 60)}`;
   return make("li", {}, make("span", { class: "number" }, one.number), make("pre", {}, content));
 }

@@ -15,6 +15,9 @@ export function visible(value) {
   });
 }
 
+// For an address; half a character, which no address can hold, becomes a question mark.
+export const encoded = (value) => encodeURIComponent(String(value).replace(/[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g, "?"));
+
 export const byId = (id) => document.getElementById(id);
 
 function fill(element, attributes, children) {
@@ -37,7 +40,7 @@ export function button(words, action, attributes) {
   return made;
 }
 
-// The next three touch the document only where it changes.
+// The next four touch the document only where it changes.
 export function put(element, value) {
   const text = visible(value);
   if (element.textContent !== text) element.textContent = text;
@@ -54,6 +57,10 @@ export function attr(element, name, value) {
 
 export function show(element, shown) {
   if (element.hidden === shown) element.hidden = !shown;
+}
+
+export function enable(control, able) {
+  if (control.disabled === able) control.disabled = !able;
 }
 
 // One child of `parent` per item, found again by its key. Whoever has the focus keeps it: children are moved only if
@@ -141,6 +148,14 @@ export function pretty(value, width = 76) {
 }
 
 export const line = (value, most = 90) => shortened(render(value, "", Infinity, most * 3), most);
+
+// What a server has left out of a list or a map it tells as the last entry: how much.
+export const leftOutOf = (whole) => {
+  const more = Array.isArray(whole) ? whole.at(-1)?.$more : whole?.$more;
+  return known(more) ? more : 0;
+};
+export const listed = (list) => list && leftOutOf(list) ? list.slice(0, -1) : list ?? [];
+export const entries = (map) => Object.entries(map ?? {}).filter(([key, value]) => key !== "$more" || !known(value));
 
 const leftOut = (value) => isMap(value) && known(value.$more) && Object.keys(value).length === 1;
 const isMap = (value) => value !== null && typeof value === "object" && !Array.isArray(value);

@@ -7,15 +7,18 @@ import { edge, ordered, place, uncrowded } from "./layout.js";
 // More channels than the first are not all told by text, more than the second not all drawn.
 const MOST_TOLD = 26, MOST_DRAWN = 300, BUSIEST = 90, MOST_COUNTS = 16, MOST_OWN_TOLD = 44;
 
+// How far along a channel the number of its messages stands: nearer to where they will be handled.
+const COUNT_AT = 0.78;
+
 const shapes = {
   starting: (r) => ring(r), running: (r) => ring(r), waiting: (r) => ring(r), paused: (r) => ring(r),
-  blocked: (r) => `M${-r} ${-r}H${r}V${r}H${-r}Z`,
+  blocked: (r) => polygon(r * 1.26, 4, Math.PI / 4),
   frozen: (r) => polygon(r * 1.16, 6),
   dead: (r) => polygon(r * 1.12, 4),
 };
 const ring = (r) => `M${-r} 0A${r} ${r} 0 1 0 ${r} 0A${r} ${r} 0 1 0 ${-r} 0Z`;
-const polygon = (r, n) => "M" + Array.from({ length: n }, (_, k) => {
-  const angle = 2 * Math.PI * k / n;
+const polygon = (r, n, turned = 0) => "M" + Array.from({ length: n }, (_, k) => {
+  const angle = turned + 2 * Math.PI * k / n;
   return `${(r * Math.sin(angle)).toFixed(1)} ${(-r * Math.cos(angle)).toFixed(1)}`;
 }).join("L") + "Z";
 // A mark in the corner of the shape, for those that see no colours.
@@ -45,6 +48,10 @@ export class Graph {
   }
 
   measure() {
+    if (this.fitted !== this.topology) {
+      this.fitted = this.topology;
+      this.stage.style.height = "";
+    }
     const box = this.stage.getBoundingClientRect();
     if (!box.width || (this.width === Math.round(box.width) && this.height === Math.round(box.height))) return;
     [this.width, this.height] = [Math.round(box.width), Math.round(box.height)];
@@ -76,7 +83,9 @@ export class Graph {
     for (const svg of [this.svg, this.web]) attr(svg, "viewBox", `0 0 ${width} ${height}`);
     for (const name of ["edges", "nodes", "labels"]) this.layers[name].replaceChildren();
     this.drawn = new Map();
-    Object.assign(this, place(this.names, this.pairs, this.topology, width, height));
+    Object.assign(this, { hub: null }, place(this.names, this.pairs, this.topology, width, height));
+    // No more room than is of use; drawn anew when it has been taken.
+    if (this.enough < height) this.stage.style.height = `${this.enough}px`;
     const there = new Set(this.pairs.map(([src, dst]) => src * size + dst));
     this.bends = this.pairs.map(([src, dst]) => there.has(dst * size + src) ? 1 : 0);
     this.own = this.names.map(() => []);
@@ -100,6 +109,9 @@ export class Graph {
     const check = draw("path", { class: "check", d: r >= 12 ? "M-4 0L-1 3L4.5 -3.5" : "M-2.5 0L-.6 2L3 -2.2" });
     attr(check, "transform", `translate(${r * 0.82 + 2} ${-r * 0.82 - 2})`);
     attr(mark, "transform", `translate(${-r * 0.78 - 3} ${-r * 0.78 - 3})${r < 12 ? " scale(.75)" : ""}`);
+    // Shape and colour must do where there is no room.
+    if (r < 6) attr(mark, "class", "mark thin");
+    if (r < 12) attr(check, "class", "check thin");
     const hit = draw("circle", { class: "hit", r: Math.max(12, r + 6) });
     const group = draw("g", { class: "node", transform: `translate(${point.x} ${point.y})`, tabindex: "0", role: "button" },
       hit, halo, body, backlog, mark, check);
@@ -198,6 +210,7 @@ export class Graph {
     const counted = new Set(wanted.filter((i) => channels[i].in_flight > 0 || channels[i].full)
       .sort((a, b) => channels[b].full - channels[a].full || channels[b].in_flight - channels[a].in_flight)
       .slice(0, channels.length <= MOST_TOLD ? MOST_TOLD : many ? 0 : MOST_COUNTS));
+    if (channels.length > MOST_TOLD) this.spread(counted);
     for (const i of mine) if (told.has(i) && channels[i].in_flight > 0) counted.add(i);
     const gone = new Set(this.drawn.keys());
     for (const i of wanted) {
@@ -228,16 +241,31 @@ export class Graph {
     }
     const flow = channel.handled_per_s ?? 0, dense = this.pairs.length > MOST_DRAWN ? 0.2 : this.pairs.length > MOST_TOLD ? 0.55 : 1;
     const kind = channel.full ? "full" : flow > 0 || channel.in_flight > 0 ? "busy" : "idle";
-    const width = kind === "idle" ? 1 : Math.round((1 + dense * 1.3 * Math.log10(1 + flow)) * 4) / 4;
+    const width = kind === "idle" ? 1 : Math.round((1 + dense * (this.width < 520 ? 0.7 : 1.3) * Math.log10(1 + flow)) * 4) / 4;
     const own = mine.has(i) ? " own" : "";
     attr(parts.path, "class", `edge ${kind}${own}`);
     attr(parts.path, "stroke-width", width);
     attr(parts.head, "class", `head ${kind}${own}`);
     if (parts.width !== width) attr(parts.head, "d", parts.shape.head(Math.min(this.radius * 0.7, 3.6 + width)));
     parts.width = width;
-    this.label(parts, "rate", told, () => parts.shape.at(0.5, this.bends[i] ? 9 : -9), kind === "idle" ? "" : `${rate(flow)}/s`, "flow");
+    this.label(parts, "rate", told, () => parts.shape.at(this.share(i, 0.5), this.bends[i] ? 9 : -9), kind === "idle" ? "" : `${rate(flow)}/s`, "flow");
     const text = channel.full ? `${count(channel.in_flight)} full` : count(channel.in_flight);
-    this.label(parts, "count", counted, () => parts.shape.at(this.pairs.length > MOST_TOLD ? 0.74 : 0.8, this.bends[i] ? 4 : 0), text, "flight");
+    this.label(parts, "count", counted, () => parts.shape.at(this.share(i, COUNT_AT), this.bends[i] ? 4 : 0), text, "flight");
+  }
+
+  // Only those counts that do not stand on one another.
+  spread(counted) {
+    const which = [...counted], fits = uncrowded(which.map((i) => {
+      const [x, y] = this.shapeOf(i).at(COUNT_AT, this.bends[i] ? 4 : 0);
+      return { x, y: y + 4, anchor: "middle", width: 8 * String(this.status.channels[i].in_flight).length, height: 12 };
+    }));
+    which.forEach((i, k) => fits[k] || counted.delete(i));
+  }
+
+  // At a star's hub there is no room for what is told of all its channels.
+  share(i, usual) {
+    const [src, dst] = this.pairs[i];
+    return src === this.hub ? Math.max(0.66, usual) : dst === this.hub ? usual - 0.26 : usual;
   }
 
   label(parts, name, wanted, where, text, kind) {

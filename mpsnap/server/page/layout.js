@@ -7,11 +7,11 @@ export function ordered(names) {
   return names.every(numbered) ? [...names].sort((a, b) => a.slice(1) - b.slice(1)) : [...names];
 }
 
-// Names of the nodes, channels as pairs of indices, and the topology's name; returns {points, radius, roomy}: each point
-// with the place of its label and on which side of it the text stands.
+// Names of the nodes, channels as pairs of indices, and the topology's name; returns {points, radius, roomy, enough}: each
+// point with the place of its label and on which side of it the text stands, and which height would do as well.
 export function place(names, channels, topology, width, height) {
   const size = names.length, grid = /^grid:(\d+)x(\d+)$/.exec(topology);
-  if (grid && grid[1] * grid[2] === size) return table(rowsOf(size, Number(grid[2])), width, height);
+  if (grid && grid[1] * grid[2] === size) return table(rowsOf(size, Number(grid[2])), width, height, true);
   const hub = hubOf(size, channels);
   if (hub !== null) {
     const others = names.map((_, i) => i).filter((i) => i !== hub);
@@ -20,7 +20,7 @@ export function place(names, channels, topology, width, height) {
   const layers = layersOf(size, channels);
   if (layers) {
     const narrow = width < 520, most = Math.max(2, Math.floor(width / (narrow ? 70 : 84)));
-    if (layers.every((layer) => layer.length === 1)) return table(snake(layers.map(([i]) => i), most), width, height);
+    if (layers.every((layer) => layer.length === 1)) return table(snake(layers.map(([i]) => i), Math.max(most, Math.ceil(size * 36 / height))), width, height);
     if (layers.length <= most) return columns(layers, width, height);
     if (layers.length <= height / 40) return columns(layers, width, height, true);
   }
@@ -88,18 +88,23 @@ function layersOf(size, channels) {
 
 const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 
+// Between the channels that leave to the right and those that leave downward.
+function beside(x, y, radius) {
+  return { x, y, lx: x + radius * 0.75 + 5, ly: y + radius * 0.75 + 13, anchor: "start" };
+}
+
 function below(x, y, radius) {
   return { x, y, lx: x, ly: y + radius + 13, anchor: "middle" };
 }
 
-function table(rows, width, height) {
+function table(rows, width, height, crossed = false) {
   const across = Math.max(...rows.map((row) => row.length)), dx = width / across, dy = height / rows.length;
   const radius = clamp(Math.min(dx, dy - 26) * 0.26, 5, 24), points = [];
   const lift = dy > 3 * radius + 30 ? 12 : 7;
   rows.forEach((row, r) => row.forEach((i, c) => {
-    if (i !== null) points[i] = below(dx * (c + 0.5), dy * (r + 0.5) - lift, radius);
+    if (i !== null) points[i] = (crossed ? beside : below)(dx * (c + 0.5), dy * (r + 0.5) - lift, radius);
   }));
-  return { points, radius, roomy: dx >= 62 && dy >= 2 * radius + 42 };
+  return { points, radius, roomy: dx >= 62 && dy >= 2 * radius + 42, enough: rows.length * 150 };
 }
 
 function columns(layers, width, height, downward = false) {
@@ -112,7 +117,7 @@ function columns(layers, width, height, downward = false) {
     const a = step * (c + 0.5), b = over * (r + 0.5) / layer.length;
     points[i] = downward ? below(b, a - 10, radius) : below(a, b - 10, radius);
   }));
-  return { points, radius, roomy: dx >= 62 && dy >= 2 * radius + 42 };
+  return { points, radius, roomy: dx >= 62 && dy >= 2 * radius + 42, enough: downward ? Infinity : deepest * 150 };
 }
 
 // On an ellipse at equal distances, the first one at the top, clockwise.
@@ -133,14 +138,14 @@ function circle(which, width, height, hub) {
   which.forEach((i, place) => {
     while (lengths[k] < around * place / size) k++;
     const [x, y] = at(k), angle = 2 * Math.PI * k / steps, sideways = Math.sin(angle), up = Math.cos(angle);
-    const far = radius + 7;
+    const far = radius + 11;
     points[i] = {
       x, y, lx: x + sideways * far, ly: y - up * far + 4 - up * (Math.abs(sideways) < 0.5 ? 6 : 3),
       anchor: Math.abs(sideways) < 0.3 ? "middle" : sideways > 0 ? "start" : "end", up: up > 0.5,
     };
   });
   if (hub !== null) points[hub] = below(cx, cy, radius);
-  return { points, radius, roomy };
+  return { points, radius, roomy, hub, enough: Infinity };
 }
 
 // ---------------------------------------------------------------- channels

@@ -1,6 +1,8 @@
 // The way to the server: the token, questions and orders, and the stream of events with its reconnecting. It knows
 // nothing of what the documents say.
 
+import { encoded } from "./dom.js";
+
 const KEY = "mpsnap.token";
 const FIRST_PAUSE = 0.5, LONGEST_PAUSE = 15;
 // The server writes at least a comment more often than this.
@@ -68,7 +70,7 @@ async function request(path, more) {
 
 const bearer = () => ({ Authorization: `Bearer ${token ?? ""}` });
 
-export const path = (...parts) => "/api/" + parts.map((part) => encodeURIComponent(part)).join("/");
+export const path = (...parts) => "/api/" + parts.map(encoded).join("/");
 export const ask = (where) => request(where, { headers: bearer() });
 export const order = (what, body) => request(path(what), {
   method: "POST", headers: { ...bearer(), "Content-Type": "application/json" }, body: JSON.stringify(body),

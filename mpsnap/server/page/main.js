@@ -1,6 +1,6 @@
 // The page as a whole: it opens the link, keeps the picture up to date and carries out what is asked for.
 
-import { attr, brief, byId, count, lasting, put, rate, show } from "./dom.js";
+import { attr, brief, byId, count, enable, lasting, put, rate, show } from "./dom.js";
 import { Chart } from "./chart.js";
 import { Cut } from "./cut.js";
 import { Graph } from "./graph.js";
@@ -16,11 +16,17 @@ import { Wave } from "./wave.js";
 const EVERY_MS = 1000;
 // A page that nobody sees lets go of the stream after so long.
 const UNSEEN_MS = 15_000;
+const SAID_MS = 8000;
 
 // ---------------------------------------------------------------- what is said and asked
 
+let saying = 0;
+
 function say(words, bad = false) {
   const notice = byId("notice");
+  clearTimeout(saying);
+  // What went well need not be waved away.
+  if (words && !bad) saying = setTimeout(() => say(""), SAID_MS);
   attr(notice, "class", bad ? "bad" : null);
   put(byId("told"), words);
   show(notice, words !== "");
@@ -63,7 +69,7 @@ async function snapshot(nodes) {
     const { digest } = await order("snapshot", { nodes });
     mine.add(digest.id);
     takeSnapshot(digest);
-    say(`${nodeList(nodes)}: ${nameOf(digest)} is being taken`);
+    say(`${nodes.length ? `From ${nodes.join(", ")}` : "From the nodes needed"}: ${nameOf(digest)} is being taken`);
     settle();
     refresh();
   } catch (error) {
@@ -71,7 +77,7 @@ async function snapshot(nodes) {
   }
 }
 
-const nodeList = (nodes) => nodes.length ? `Snapshot from ${nodes.join(", ")}` : "Snapshot";
+const upper = (words) => words[0].toUpperCase() + words.slice(1);
 
 // Say what became of the snapshots that were asked for here.
 function settle() {
@@ -80,8 +86,8 @@ function settle() {
     if (!digest || isOpen(digest)) continue;
     mine.delete(id);
     const good = digest.phase === "completed";
-    say(good ? `${nameOf(digest)} from ${digest.initiators.join(", ")} completed in ${brief(digest.duration_s)}${digest.verified ? ", verified" : ""}`
-      : `${nameOf(digest)} was abandoned. ${told(digest.error)}`, !good);
+    say(good ? `${upper(nameOf(digest))} from ${digest.initiators.join(", ")} completed in ${brief(digest.duration_s)}${digest.verified ? ", verified" : ""}`
+      : `${upper(nameOf(digest))} was abandoned. ${told(digest.error)}`, !good);
     if (good && !byId("live").hidden) wave.replay(digest, true);
   }
 }
@@ -139,10 +145,7 @@ function head() {
   attr(byId("link"), "class", `pill ${shown}`);
   show(byId("again"), link === "reconnecting" || link === "refused");
   banner(ended);
-  for (const name of ["take", "pause", "stop"]) {
-    const off = !alive();
-    if (byId(name).disabled !== off) byId(name).disabled = off;
-  }
+  for (const name of ["take", "pause", "stop"]) enable(byId(name), alive());
   if (!status) return;
   const { run, totals } = status;
   put(byId("title"), `${run.app} on ${run.topology}`);
@@ -166,7 +169,7 @@ function head() {
 
 function tellSnapshots() {
   const done = [...model.snapshots.values()].filter(({ phase }) => phase === "completed"), last = done.at(-1);
-  put(byId("total-snapshots"), last ? `${brief(last.duration_s)} (${last.number === null ? last.id : `#${last.number}`})` : "none yet");
+  put(byId("total-snapshots"), last ? brief(last.duration_s) : "none yet");
 }
 
 // What stands in the way of all else.

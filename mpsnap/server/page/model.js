@@ -1,5 +1,7 @@
 // What is known of the run, put together from the documents as they come. It draws nothing.
 
+import { encoded } from "./dom.js";
+
 export const SPAN_S = 300;
 const ORDER = { recording: 0, committing: 1, completed: 2, abandoned: 2 };
 const KEPT = "mpsnap.history";
@@ -23,7 +25,7 @@ export const isOpen = (digest) => digest.phase === "recording" || digest.phase =
 export const nameOf = (digest) => digest.number === null ? digest.id : `snapshot ${digest.number}`;
 export const fromText = (digest) => digest.initiators.length > 3
   ? `${digest.initiators.length} nodes` : digest.initiators.join(", ") || "the nodes needed";
-export const routeOf = (digest) => digest.number === null ? `#i=${encodeURIComponent(digest.id)}` : `#s${digest.number}`;
+export const routeOf = (digest) => digest.number === null ? `#i=${encoded(digest.id)}` : `#s${digest.number}`;
 export const newest = () => [...model.snapshots.values()].at(-1) ?? null;
 export const alive = () => model.status !== null && model.end === null && model.link !== "refused";
 

@@ -1,6 +1,6 @@
 // The table of nodes; on a narrow screen the style sheet makes cards of its rows.
 
-import { attr, brief, button, byId, bytes, count, keyed, make, NONE, percent, put, rate, shortened, show, visible } from "./dom.js";
+import { attr, brief, button, byId, bytes, count, enable, keyed, make, NONE, percent, put, rate, shortened, show, visible } from "./dom.js";
 import { alive } from "./model.js";
 import { ordered } from "./layout.js";
 
@@ -63,7 +63,8 @@ export class Nodes {
 }
 
 export const phaseText = ({ status, phase, phase_s: since }) => {
-  const words = phase && phase !== status ? phase : "";
+  // That a node waits is for its status to say: between two looks at it both may have changed.
+  const words = phase && phase !== status && phase !== "waiting" ? phase : "";
   // A turn is noteworthy once it takes longer than turns do.
   return since !== null && since >= BUSY && status !== "waiting" ? `${words || status} for ${brief(since)}` : words;
 };
@@ -80,6 +81,5 @@ function update(row, node) {
   put(row.cpu, percent(node.cpu_percent));
   put(row.memory, bytes(node.memory_bytes));
   put(row.last, node.last_snapshot === null ? NONE : `#${node.last_snapshot}`);
-  const off = !alive() || node.status === "dead";
-  if (row.take.disabled !== off) row.take.disabled = off;
+  enable(row.take, alive() && node.status !== "dead");
 }

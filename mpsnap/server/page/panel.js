@@ -1,7 +1,7 @@
 // One node, closely: its figures, its state now, a command to it, and the orders that are not for every day. It lies
 // over the page and lets the page be used.
 
-import { attr, brief, byId, bytes, count, make, NONE, percent, pretty, put, rate, show } from "./dom.js";
+import { attr, brief, byId, bytes, count, enable, make, NONE, percent, pretty, put, rate, show } from "./dom.js";
 import { ask, order, path, told } from "./link.js";
 import { phaseText } from "./nodes.js";
 import { alive, model } from "./model.js";
@@ -84,8 +84,7 @@ export class Panel {
       for (const one of [term, told]) show(one, value !== null && value !== undefined && value !== NONE);
     });
     for (const name of ["snapshot", "state", "pause", "finish", "kill", "send"]) {
-      const off = !alive() || node.status === "dead";
-      if (part(name).disabled !== off) part(name).disabled = off;
+      enable(part(name), alive() && node.status !== "dead");
     }
   }
 

@@ -19,7 +19,7 @@ export class Snapshots {
     const all = [...model.snapshots.values()].reverse();
     keyed(this.list, this.rows, all.slice(0, this.most), { key: ({ id }) => id, create, update });
     show(this.more, all.length > this.most);
-    put(this.more, `${count(all.length - this.most)} older ones`);
+    put(this.more, `Show ${count(all.length - this.most)} older`);
     show(this.empty, !all.length);
   }
 }

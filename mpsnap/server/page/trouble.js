@@ -1,6 +1,6 @@
 // What went wrong and what may be: deaths and recoveries, and what every node is doing when one asks why.
 
-import { brief, byId, clock, count, keyed, make, put, show } from "./dom.js";
+import { attr, brief, byId, clock, count, keyed, make, put, show } from "./dom.js";
 import { ask, path, told } from "./link.js";
 
 export class Trouble {
@@ -50,6 +50,7 @@ export class Why {
     asker.disabled = false;
     if (mine !== this.asked) return;
     put(byId("why-verdict"), verdict);
+    attr(byId("why-verdict"), "class", "said");
     target.replaceChildren(...found);
   }
 }

@@ -1,7 +1,7 @@
 // How a snapshot spreads: which nodes have recorded, which have all their channels closed, what is still waited for.
 // Live while it is open, and again in slow motion afterwards, over the drawing of the topology.
 
-import { attr, brief, byId, count, draw, make, put, show, visible } from "./dom.js";
+import { attr, brief, byId, count, draw, enable, make, put, show, visible } from "./dom.js";
 import { fromText, isOpen, model, nameOf, newest } from "./model.js";
 
 const PLAY_MS = 3500, STAYS_MS = 2500, MOST_LINES = 400, MOST_LISTED = 40;
@@ -159,14 +159,16 @@ export class Wave {
   paint() {
     const { shown, graph } = this;
     show(byId("wave-controls"), shown !== null);
+    // Of one that is under way there is only now.
+    for (const part of [this.at, this.clock, this.play]) show(part, !(this.live && shown));
     graph.svg.classList.toggle("waving", shown !== null);
     put(this.play, still.matches ? "Next step" : this.playing ? "Pause" : "Play");
-    this.play.disabled = !shown && !newest();
+    enable(this.play, shown !== null || newest() !== null);
     this.list();
     if (!shown) {
       for (const { group } of graph.nodes ?? []) attr(group, "data-wave", null);
       for (const path of [this.awaited, this.underway]) attr(path, "d", "");
-      put(this.text, newest() ? "" : "No snapshot has been taken yet.");
+      put(this.text, newest() ? "Play shows in slow motion how the latest snapshot has spread." : "No snapshot has been taken yet.");
       return;
     }
     const nodes = progress(shown, this.time);
@@ -186,18 +188,19 @@ export class Wave {
       if (named || (!final && there === "recorded" && here === "before")) awaited.push(i);
       else if (!final && there !== "closed" && (here === "recorded" || here === "closed")) underway.push(i);
     });
-    const path = (which) => which.slice(0, MOST_LINES).map((i) => graph.shapeOf(i).d).join("");
+    // Of too many every second one, or every third, so that they come from everywhere.
+    const path = (which) => which.filter((_, k) => k % Math.ceil(which.length / MOST_LINES) === 0).map((i) => graph.shapeOf(i).d).join("");
     attr(this.awaited, "d", path(awaited));
     attr(this.underway, "d", path(underway));
-    const dense = awaited.length + underway.length > 60;
-    attr(graph.layers.wave, "class", dense ? "wave dense" : "wave");
+    const lines = awaited.length + underway.length;
+    attr(graph.layers.wave, "class", lines > 240 ? "wave dense denser" : lines > 60 ? "wave dense" : "wave");
   }
 
   tellText(nodes) {
     const { shown } = this, values = [...nodes.values()], length = this.length();
     const recorded = values.filter((one) => one !== "before").length, closed = values.filter((one) => one === "closed").length;
     const time = Math.min(this.time, length);
-    let text = `${nameOf(shown)} from ${fromText(shown)}: ${count(recorded)} of ${count(values.length)} recorded, ${count(closed)} closed`;
+    let text = `${nameOf(shown)}, from ${fromText(shown)}: ${count(recorded)} of ${count(values.length)} recorded, ${count(closed)} closed`;
     const channels = this.time === Infinity ? shown.waiting?.channels ?? [] : [];
     if (channels.length && isOpen(shown)) {
       const few = channels.slice(0, 4).map(([src, dst]) => `${src} \u2192 ${dst}`).join(", ");
