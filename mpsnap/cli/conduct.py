@@ -287,6 +287,9 @@ class Conductor:
             # The cluster goes on, and one that was to be taken is taken again.
             self._begun -= planned
             return
+        asked_for = self.control is not None and self.control.asked_for(event.snapshot_id)
+        if asked_for and not isinstance(event.error, ConsistencyError):
+            return  # Whoever has asked for it is told. It was not the run's, and is no failure of it.
         self.error = self.error or event.error
         # Of a store that has no room for one snapshot, the next one may tell the end all the same.
         self._undecided = self._undecided or not (planned and isinstance(event.error, StoreError))

@@ -88,7 +88,7 @@ def controlled(
         show.narrate(f"this run is called {control.name}{page}")
         yield control
     finally:
-        control.close()
+        control.close(conductor.error)
 
 
 def _default_name(app: str) -> str:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import fcntl
 import os
 import select
 import signal
@@ -116,13 +117,20 @@ def node_main(spec: NodeSpec, release: Callable[[], None] | None) -> NoReturn:
     # Where a hook hangs, the supervisor asks for the stack before it kills; this works in a loop in C too.
     faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
     # Elsewhere than that one, which is for whoever reads stderr: this is for whoever asks `why`.
-    faulthandler.register(signal.SIGUSR2, file=os.memfd_create(STACK_FILE, os.MFD_CLOEXEC), all_threads=True)
+    faulthandler.register(signal.SIGUSR2, file=_stack_file(), all_threads=True)
     # A print in a hook must not get between the lines of the document on stdout.
     os.dup2(2, 1)
     # Nor may it wait in a buffer: a node that dies takes that along, and it may be what explains the death.
     sys.stdout = sys.stderr
     arm(spec.failpoints, spec.incarnation)
     NodeProcess(spec).run()
+
+
+def _stack_file() -> int:
+    file = os.memfd_create(STACK_FILE, os.MFD_CLOEXEC)
+    # So that whoever has read it can empty it, and what is written next stands at the beginning.
+    fcntl.fcntl(file, fcntl.F_SETFL, os.O_APPEND)
+    return file
 
 
 class NodeProcess(Driver):

@@ -163,6 +163,8 @@ class Supervisor:
         self._dead: set[str] = set()
         #: Commands that are not answered, and who was to.
         self._unanswered: dict[int, str] = {}
+        #: The nodes that are asked how far they are and have not answered.
+        self._inspected: set[str] = set()
         self._waits = Waits()
         self._snapshots = Snapshots(
             self.topology,
@@ -187,7 +189,7 @@ class Supervisor:
             "emitted": self._outputs.put,
             "replied": self._on_replied,
             "told": self._on_told,
-            "inspected": self._snapshots.inspected,
+            "inspected": self._on_inspected,
             "logged": self._on_logged,
         }
 
@@ -377,7 +379,10 @@ class Supervisor:
         """Ask all nodes how far they are with the open snapshots, for `status` to tell once they have answered."""
         self._require_running("inspect nodes")
         for node in self.topology.nodes:
-            self._tell(node, "inspect")
+            # Not again before it has answered: for one that hangs, questions would pile up.
+            if node not in self._inspected:
+                self._inspected.add(node)
+                self._tell(node, "inspect")
 
     def pause(self, nodes: Iterable[str]) -> None:
         """Have nodes run no hooks until they may again; markers and questions are seen to all the same.
@@ -753,6 +758,10 @@ class Supervisor:
         del self._unanswered[ticket]
         error = None if state is not None else SnapshotError(what, where=where, hint=hint)
         self._happened(StateTold(ticket, node, state, error))
+
+    def _on_inspected(self, node: str, told: Mapping[str, tuple[float, tuple[str, ...]]]) -> None:
+        self._inspected.discard(node)
+        self._snapshots.inspected(node, told)
 
     def _on_logged(self, node: str, text: str) -> None:
         self._happened(Logged(node, text))

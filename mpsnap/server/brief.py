@@ -27,6 +27,10 @@ def brief(form: Any, levels: int = LEVELS) -> Any:
     if isinstance(form, dict):
         if levels == 0 and form:
             return {"$more": len(form)}
-        cut_items = {brief(key): brief(value, levels - 1) for key, value in list(form.items())[:ITEMS]}
+        cut_items: dict[str, Any] = {}
+        for key, value in list(form.items())[:ITEMS]:
+            # Two may differ in what is cut off alone.
+            name = brief(key)
+            cut_items[key if name in cut_items else name] = brief(value, levels - 1)
         return cut_items if len(form) <= ITEMS else {**cut_items, "$more": len(form) - ITEMS}
     return form

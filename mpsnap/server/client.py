@@ -90,7 +90,7 @@ class Client:
             self._socket.connect(run.socket)
         except OSError as error:
             self._socket.close()
-            raise self._gone() from error
+            raise self._silent(HELLO_SECONDS) if isinstance(error, TimeoutError) else self._gone() from error
 
     def __enter__(self) -> Client:
         return self
@@ -146,6 +146,10 @@ class Client:
         try:
             self._socket.settimeout(HELLO_SECONDS)
             self._socket.sendall(line.encode())
+        except TimeoutError as error:
+            raise self._silent(HELLO_SECONDS) from error
+        except ConnectionError:
+            pass  # Before it closed the connection, it may have said why; if not, there is no answer.
         except OSError as error:
             raise self._gone() from error
         return self._requests
@@ -173,11 +177,8 @@ class Client:
         poll.register(self._socket, select.POLLIN)
         left = None if deadline == math.inf else max(0.0, 1000 * (deadline - time.monotonic()))
         if not poll.poll(left):
-            raise ClusterError(
-                f"{self.run.name} has not answered within {seconds:g} s",
-                where=self.run.socket,
-                hint=f"a look at pid {self.run.pid}",
-            )
+            assert seconds is not None
+            raise self._silent(seconds)
         try:
             data = self._socket.recv(1 << 18)
         except OSError as error:
@@ -187,6 +188,10 @@ class Client:
         self._buffer += data
         if len(self._buffer) > MOST_BYTES:
             raise ClusterError(f"an answer of more than {MOST_BYTES} bytes", where=self.run.socket)
+
+    def _silent(self, seconds: float) -> ClusterError:
+        what = f"{self.run.name} has not answered within {seconds:g} s"
+        return ClusterError(what, where=self.run.socket, hint=f"a look at pid {self.run.pid}")
 
     def _gone(self) -> ClusterError:
         return ClusterError(f"the run {self.run.name} is gone", where=self.run.socket, hint="python -m mpsnap ps")

@@ -1,16 +1,14 @@
-"""The supervisor's end of the control plane: it starts the control process, and does what that asks for.
+"""The supervisor's end of the control plane: it does what the control process asks for, and tells it what happens.
 
-This module owns what others may have done to a running cluster, and the life of the process through which they ask. It
-must not know sockets of clients, nor how anything is shown.
+This module owns what others may have done to a running cluster. It must not know sockets of clients, nor how anything
+is shown, nor how the process lives through which they ask (`child`).
 
 Rules a maintainer keeps:
 
 - Everything here runs between two steps of the supervisor's thread, so nothing here waits: what takes its time, a
   snapshot or a node's answer, is answered when the event comes.
-- Whatever becomes of the control process, the run goes on: a dead one is replaced a few times and then given up, one
-  that has stopped reading is killed.
-- The control process is a fresh interpreter, never a fork: a fork would take along the supervisor's threads' locks and
-  everything that is open. It is given sockets, and its secrets over the link: arguments can be read by every user.
+- What is asked for, or an answer to it, must not raise here: that would end the run.
+- What is asked for is bounded here, and not only where it is asked: who asks and goes leaves it behind.
 """
 
 from __future__ import annotations
@@ -18,16 +16,14 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import select
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from typing import Any
 
+from mpsnap.core.codec import Codec
 from mpsnap.core.errors import ClusterError, InputError, MpsnapError
 from mpsnap.core.events import (
     ClusterStopped,
@@ -43,26 +39,21 @@ from mpsnap.core.events import (
 )
 from mpsnap.core.jsonform import to_json
 from mpsnap.core.protocol import SnapshotId
-from mpsnap.runtime import lifeline
 from mpsnap.runtime.recovering import RecoveringSupervisor
 from mpsnap.runtime.supervisor import Supervisor
+from mpsnap.server.child import Child
 from mpsnap.server.digests import Digests
-from mpsnap.server.link import Link
 from mpsnap.server.rundir import RunDir
 from mpsnap.views.document import error_document
 
-#: How often a control process that has died is replaced, and within which time.
-MOST_DEATHS = 3
-DEATHS_SECONDS = 60.0
-#: How long it may take to bring its viewers the end, before it is killed.
-END_SECONDS = 2.0
 #: Deaths and recoveries that are told of.
 REMEMBERED = 100
-#: What `python -c` runs: with the paths of this interpreter, and nothing of the folder it happens to be started in.
-_PROGRAM = (
-    "import json, sys; given = json.loads(sys.argv[1]); sys.path[:] = given['path']; "
-    "from mpsnap.server.plane import main; main(given)"
-)
+#: Snapshots that are asked for here and open at once, and questions that nodes have not answered.
+MOST_OPEN, MOST_QUESTIONS = 16, 256
+#: Snapshots of which something new is told at once; of those before them the status tells.
+MOST_CHANGES = 50
+#: Bytes of one answer, and how many may be on their way for a large one to follow them.
+MOST_ANSWER_BYTES, CROWDED_BYTES, LARGE_BYTES = 128 << 20, 64 << 20, 1 << 20
 #: What of the extra `web` has to be there for a page to be served.
 _WEB = ("starlette", "uvicorn", "prometheus_client")
 
@@ -114,19 +105,26 @@ class Control:
         self._facts = {**facts, "name": name, "pid": os.getpid(), "began": time.time(), "url": self.url}
         self._digests = Digests()
         self._digests.keeps = facts["store"] is None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._link: Link
-        self._life = -1
-        self._deaths: list[float] = []
-        self._closed = False
+        self._child = Child(
+            supervisor.pump_with,
+            self._folder,
+            self._http,
+            hello=self._hello,
+            attend=self._answer,
+            lost=self._forget_requests,
+            tell=tell,
+        )
         #: Requests that wait: for the beginning of snapshots, and for the end of snapshots or the answers to tickets.
         self._begun: dict[SnapshotId, list[int]] = {}
         self._awaited: dict[SnapshotId | int, list[int]] = {}
+        #: Snapshots that were asked for here and are open.
+        self._asked_for: set[SnapshotId] = set()
+        #: Those of which there is something new, the newest last: that there is, is told once, until somebody asks.
+        self._changed: dict[SnapshotId, None] = {}
         #: The newest deaths and recoveries, and how many there ever were.
         self._deaths_of_nodes = self._recoveries = 0
         self._told_deaths: list[dict[str, Any]] = []
         self._told_recoveries: list[dict[str, Any]] = []
-        lifeline.forget_in_children(self)
 
     @property
     def address(self) -> str | None:
@@ -142,151 +140,51 @@ class Control:
 
     def start(self) -> None:
         """Start the control process; to be called when the supervisor has begun to pump."""
-        ours, theirs = socket.socketpair()
-        reading, self._life = os.pipe()
-        given = {
-            "path": sys.path,
-            "link": theirs.fileno(),
-            "lines": self._folder.socket.fileno(),
-            "http": None if self._http is None else self._http.fileno(),
-            "life": reading,
-            "folder": self._folder.path,
-        }
-        descriptors = [fd for fd in given.values() if isinstance(fd, int)]
-        try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-c", _PROGRAM, json.dumps(given)],
-                pass_fds=descriptors,
-                stdin=subprocess.DEVNULL,
-            )
-        except OSError as error:
-            ours.close()
-            os.close(self._life)
-            raise ClusterError(f"the control process could not be started: {error}") from error
-        finally:
-            theirs.close()
-            os.close(reading)
-        self._link = Link(ours)
-        self._supervisor.pump_with.watch(ours.fileno(), self._read)
-        self._post("hello", {**self._facts, "token": self._token, "topology": self._topology(), "paths": self._paths()})
+        self._child.start()
 
-    def _topology(self) -> dict[str, Any]:
+    def _hello(self) -> dict[str, Any]:
         topology = self._supervisor.topology
-        return {"name": topology.name, "nodes": list(topology.nodes), "channels": list(map(list, topology.channels))}
+        shape = {"name": topology.name, "nodes": list(topology.nodes), "channels": list(map(list, topology.channels))}
+        return {**self._facts, "token": self._token, "topology": shape}
 
-    def _paths(self) -> dict[str, Any]:
-        return {"store": self._facts["store"]}
-
-    def _read(self) -> None:
-        try:
-            notes = self._link.read()
-        except ConnectionError:
-            self._lost()
-            return
-        for note in notes:
-            self._answer(*note)
-
-    def _post(self, *note: Any) -> None:
-        if self._process is None:
-            return
-        try:
-            self._link.post(note)
-        except ConnectionError:
-            self._lost()
-            return
-        if self._link.waits:
-            pump, fd = self._supervisor.pump_with, self._link.fileno()
-            pump.unwatch(fd)
-            pump.watch(fd, self._write_and_read, select.EPOLLIN | select.EPOLLOUT)
-
-    def _write_and_read(self) -> None:
-        try:
-            self._link.flush()
-        except ConnectionError:
-            self._lost()
-            return
-        if not self._link.waits:
-            pump, fd = self._supervisor.pump_with, self._link.fileno()
-            pump.unwatch(fd)
-            pump.watch(fd, self._read)
-        self._read()
-
-    def _lost(self) -> None:
-        """The control process is gone, or no good: replace it, or give it up."""
-        self._drop()
-        now = time.monotonic()
-        self._deaths = [when for when in self._deaths if now - when < DEATHS_SECONDS] + [now]
-        if len(self._deaths) > MOST_DEATHS:
-            self._tell(f"the control process has died {len(self._deaths)} times; the run goes on without it")
-            self._give_back()
-            return
-        self._tell("the control process has died and is started anew; the run goes on")
-        try:
-            self.start()
-        except ClusterError as error:
-            self._tell(f"{error}; the run goes on without it")
-            self._give_back()
-
-    def _drop(self) -> None:
-        """Kill the control process, if there still is one, and reap it."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        if self._supervisor.pump_with.is_watched(self._link.fileno()):
-            self._supervisor.pump_with.unwatch(self._link.fileno())
-        self._link.close()
-        process.kill()
-        process.wait()
-        os.close(self._life)
+    def _forget_requests(self) -> None:
         self._begun.clear()
         self._awaited.clear()
+        self._changed.clear()
 
-    def _give_back(self) -> None:
-        self._closed = True
-        self._folder.close()
-        if self._http is not None:
-            self._http.close()
-
-    def close(self) -> None:
-        """Tell all viewers the end, and leave nothing behind; also right twice."""
-        if self._closed:
-            return
-        if self._process is not None:
-            process = self._process
-            try:
-                self._link.end(("end", error_document(self._supervisor.error)), END_SECONDS)
-                process.wait(END_SECONDS)
-            except (ConnectionError, TimeoutError, subprocess.TimeoutExpired):
-                pass  # Then it does not hear it; it ends all the same, by a signal.
-            self._drop()
-        self._give_back()
-
-    def forget(self) -> None:
-        """Close, in a forked child, what only the supervisor may hold."""
-        self._folder.socket.close()
-        if self._http is not None:
-            self._http.close()
-        if self._process is not None:
-            self._link.close()
-            os.close(self._life)
-            # It is no child of this process, which must not wait for it.
-            self._process.returncode = 0
-            self._process = None
+    def close(self, error: MpsnapError | None = None) -> None:
+        """Tell all viewers the end, and why, and leave nothing behind; also right twice."""
+        self._child.close("end", error_document(error or self._supervisor.error))
 
     # ------------------------------------------------------------------ requests
 
+    def asked_for(self, snapshot_id: SnapshotId) -> bool:
+        """Return whether somebody has asked for this snapshot here, and it is open."""
+        return snapshot_id in self._asked_for
+
     def _answer(self, request: int, do: str, args: Mapping[str, Any]) -> None:
-        try:
-            result = _ANSWERS[do](self, request, **args)
-        except MpsnapError as error:
-            self._refuse(request, error)
-        else:
-            if result is not None:
-                self._post("answer", request, result)
+        self._settle([request], lambda: _ANSWERS[do](self, request, **args))
+
+    def _settle(self, requests: Iterable[int], make: Callable[[], Any]) -> None:
+        """Answer requests with what `make` returns, unless that is None: then the answer comes later."""
+        for request in requests:
+            try:
+                result = make()
+                if result is not None:
+                    self._child.post("answer", request, result)
+            except MpsnapError as error:
+                self._refuse(request, error)
+            except Exception as error:
+                # It would end the run, which it is no fault of.
+                self._stumbled(error)
+                self._refuse(request, ClusterError(f"{type(error).__name__} in the supervisor"))
+
+    def _stumbled(self, error: Exception) -> None:
+        self._tell(f"an error in the control plane, the run goes on: {type(error).__name__}: {error}")
 
     def _refuse(self, request: int, error: MpsnapError) -> None:
         told = error_document(error) or {}
-        self._post("refusal", request, {**told, "usage": isinstance(error, InputError)})
+        self._child.post("refusal", request, {**told, "usage": isinstance(error, InputError)})
 
     def _status(self, request: int) -> dict[str, Any]:
         supervisor = self._supervisor
@@ -308,21 +206,43 @@ class Control:
         }
 
     def _snapshot(self, request: int, nodes: tuple[str, ...], wait: bool) -> None:
+        if len(self._asked_for) >= MOST_OPEN:
+            raise ClusterError(f"{MOST_OPEN} snapshots are asked for and not complete", hint="again, a little later")
+        snapshot_id = self._supervisor.trigger(nodes)
+        self._asked_for.add(snapshot_id)
         waiting: dict[Any, list[int]] = self._awaited if wait else self._begun
-        waiting.setdefault(self._supervisor.trigger(nodes), []).append(request)
+        waiting.setdefault(snapshot_id, []).append(request)
 
-    def _of(self, request: int, ids: tuple[str, ...]) -> list[dict[str, Any]]:
-        found = [self._digests.digest(SnapshotId.parse(each)) for each in ids]
+    def _news(self, request: int) -> list[dict[str, Any]]:
+        changed, self._changed = self._changed, {}
+        found = map(self._digests.digest, changed)
         return [digest for digest in found if digest is not None]
 
     def _content(self, request: int, number: int) -> dict[str, Any]:
-        return self._digests.content(number)
+        """Return the digest of a snapshot, and what it holds, if no store does."""
+        content = self._digests.content(number) if self._digests.keeps else {}
+        self._make_sure_of_room(sum(len(packed) for _, packed, _ in content.get("parts", ())))
+        return {**content, "digest": self._digests.digest_of_number(number)}
+
+    def _make_sure_of_room(self, size: int) -> None:
+        if size > MOST_ANSWER_BYTES:
+            raise ClusterError(f"{size} bytes are more than is shown at once", hint="a run with --store, and `show`")
+        if size > LARGE_BYTES and self._child.waiting_bytes > CROWDED_BYTES:
+            raise ClusterError("too much is on its way to be shown already", hint="again, a little later")
 
     def _state(self, request: int, node: str) -> None:
+        self._make_sure_of_questions()
         self._awaited[self._supervisor.ask_state(node)] = [request]
 
-    def _command(self, request: int, node: str, command: Any) -> None:
-        self._awaited[self._supervisor.command(node, command)] = [request]
+    def _command(self, request: int, node: str, command: bytes) -> None:
+        self._make_sure_of_questions()
+        self._awaited[self._supervisor.command(node, _PLAIN.decode(command))] = [request]
+
+    def _make_sure_of_questions(self) -> None:
+        if len(self._awaited) >= MOST_QUESTIONS:
+            raise ClusterError(
+                f"{len(self._awaited)} questions wait for an answer of a node", hint="`why` says what it is doing"
+            )
 
     def _pause(self, request: int, nodes: tuple[str, ...]) -> dict[str, Any]:
         self._supervisor.pause(nodes or self._supervisor.topology.nodes)
@@ -354,30 +274,46 @@ class Control:
 
     def attend(self, event: Event) -> None:
         """Take note of what happened to the cluster, and answer those who waited for it."""
-        changed = self._digests.attend(event)
-        if changed is not None:
-            self._post("changed", str(changed))
+        try:
+            changed = self._digests.attend(event)
+            if changed is not None:
+                self._note_change(changed)
+            self._answer_waiting(event)
+        except Exception as error:
+            self._stumbled(error)
+
+    def _note_change(self, snapshot_id: SnapshotId) -> None:
+        # Not one by one: whoever takes snapshots without a pause would keep two processes busy for nobody.
+        if not self._changed:
+            self._child.post("changed")
+        self._changed.pop(snapshot_id, None)
+        self._changed[snapshot_id] = None
+        if len(self._changed) > MOST_CHANGES:
+            del self._changed[next(iter(self._changed))]
+
+    def _answer_waiting(self, event: Event) -> None:
         if isinstance(event, SnapshotInitiated):
-            for request in self._begun.pop(event.snapshot_id, ()):
-                self._post("answer", request, {"digest": self._digests.digest(event.snapshot_id)})
+            requests = self._begun.pop(event.snapshot_id, ())
+            self._settle(requests, lambda: {"digest": self._digests.digest(event.snapshot_id)})
         elif isinstance(event, SnapshotCompleted):
-            for request in self._awaited.pop(event.snapshot.id, ()):
-                # With what it holds: when that were asked for, other snapshots might have taken its place.
-                content = self._digests.content(event.snapshot.number) if self._digests.keeps else {}
-                self._post("answer", request, {**content, "digest": self._digests.digest(event.snapshot.id)})
+            self._asked_for.discard(event.snapshot.id)
+            # With what it holds: when that were asked for, other snapshots might have taken its place.
+            requests = self._awaited.pop(event.snapshot.id, ())
+            self._settle(requests, lambda: self._content(0, event.snapshot.number))
         elif isinstance(event, SnapshotAbandoned):
+            self._asked_for.discard(event.snapshot_id)
             # One for which the store has no room does not even begin.
-            for request in (*self._begun.pop(event.snapshot_id, ()), *self._awaited.pop(event.snapshot_id, ())):
-                self._refuse(request, event.error)
+            for waiting in (self._begun, self._awaited):
+                self._refuse_all(waiting.pop(event.snapshot_id, ()), event.error)
         elif isinstance(event, Replied):
-            for request in self._awaited.pop(event.ticket, ()):
-                self._post("answer", request, {"node": event.node, "reply": to_json(event.value)})
+            # As text: it may hold numbers, and be of a depth, that the link has no form for.
+            requests = self._awaited.pop(event.ticket, ())
+            self._settle(requests, lambda: self._sized({"node": event.node, "reply": json.dumps(to_json(event.value))}))
         elif isinstance(event, StateTold):
-            for request in self._awaited.pop(event.ticket, ()):
-                self._on_state(request, event)
+            self._settle(self._awaited.pop(event.ticket, ()), lambda: self._told_state(event))
         elif isinstance(event, CommandLost):
-            for request in self._awaited.pop(event.ticket, ()):
-                self._refuse(request, ClusterError(f"{event.node} died before it answered", where=event.node))
+            lost = ClusterError(f"{event.node} died before it answered", where=event.node)
+            self._refuse_all(self._awaited.pop(event.ticket, ()), lost)
         elif isinstance(event, NodeDied):
             self._deaths_of_nodes += 1
             died = {"node": event.node, **(error_document(event.error) or {}), "time": time.time()}
@@ -386,23 +322,31 @@ class Control:
             self._recoveries += 1
             self._told_recoveries = [*self._told_recoveries, {**event._asdict(), "time": time.time()}][-REMEMBERED:]
         elif isinstance(event, ClusterStopped):
-            for requests in (*self._begun.values(), *self._awaited.values()):
-                for request in requests:
-                    self._refuse(request, event.error or ClusterError("the cluster has stopped"))
+            waiting_all = [*self._begun.values(), *self._awaited.values()]
             self._begun.clear()
             self._awaited.clear()
+            for requests in waiting_all:
+                self._refuse_all(requests, event.error or ClusterError("the cluster has stopped"))
 
-    def _on_state(self, request: int, event: StateTold) -> None:
-        if event.error is not None:
-            self._refuse(request, event.error)
-        else:
-            self._post("answer", request, {"node": event.node, "state": event.state})
+    def _refuse_all(self, requests: Iterable[int], error: MpsnapError) -> None:
+        for request in requests:
+            self._refuse(request, error)
+
+    def _told_state(self, event: StateTold) -> dict[str, Any]:
+        if event.state is None:
+            raise event.error or ClusterError("it was not told", where=event.node)
+        self._make_sure_of_room(len(event.state))
+        return {"node": event.node, "state": event.state}
+
+    def _sized(self, answer: dict[str, Any]) -> dict[str, Any]:
+        self._make_sure_of_room(len(answer["reply"]))
+        return answer
 
 
 _ANSWERS: Mapping[str, Callable[..., Any]] = {
     "status": Control._status,
     "snapshot": Control._snapshot,
-    "digests": Control._of,
+    "news": Control._news,
     "content": Control._content,
     "state": Control._state,
     "command": Control._command,
@@ -412,6 +356,10 @@ _ANSWERS: Mapping[str, Callable[..., Any]] = {
     "kill": Control._kill,
     "stack": Control._stack,
 }
+
+
+#: What a command travels in from the control process to here.
+_PLAIN = Codec()
 
 
 def _listen(port: int) -> socket.socket:

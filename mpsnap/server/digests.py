@@ -14,17 +14,18 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from mpsnap.core.batch import PackedBatch
 from mpsnap.core.errors import InputError, MpsnapError
 from mpsnap.core.events import Event, Progress, SnapshotAbandoned, SnapshotCompleted, SnapshotInitiated
 from mpsnap.core.part import pack
-from mpsnap.core.protocol import LocalSnapshot, SnapshotId
+from mpsnap.core.protocol import Chained, LocalSnapshot, SnapshotId
 from mpsnap.core.snapshot import Captured, GlobalSnapshot, StoredState
 from mpsnap.runtime.staging import StagedFile
 from mpsnap.views.document import error_document
 
 #: Snapshots that are told of.
 REMEMBERED = 200
-#: Of a run without a store: snapshots that can be looked into, and how many bytes of states they may hold.
+#: Of a run without a store: snapshots that can be looked into, and how many bytes of states and messages they may hold.
 KEPT = 20
 KEPT_BYTES = 64 << 20
 #: Upper bounds of the buckets in which durations (seconds) and sizes (bytes) are counted.
@@ -62,6 +63,8 @@ class _Told:
         self.id = snapshot_id
         self.initiators = initiators
         self.began = time.time()
+        #: The same on a clock that nobody sets.
+        self._started = time.monotonic()
         self.phase = "recording"
         self.duration: float | None = None
         self.in_flight: int | None = None
@@ -70,6 +73,13 @@ class _Told:
         self.recovery_point = False
         self.error: MpsnapError | None = None
         self.progress: Mapping[str, Progress] = {}
+        #: What is told of it, once nothing of that changes any more.
+        self.document: dict[str, Any] | None = None
+
+    @property
+    def seconds(self) -> float:
+        """For how long it has been known."""
+        return time.monotonic() - self._started
 
 
 class Digests:
@@ -88,17 +98,16 @@ class Digests:
     def attend(self, event: Event) -> SnapshotId | None:
         """Take note of an event; return the snapshot of which there is something new."""
         if isinstance(event, SnapshotInitiated):
-            self._told[event.snapshot_id] = _Told(event.number, event.snapshot_id, event.initiators)
-            if len(self._told) > REMEMBERED:
-                self._told.popitem(last=False)
+            self._told_of(event.snapshot_id, event.number, event.initiators)
             return event.snapshot_id
         if isinstance(event, SnapshotCompleted):
             self._on_completed(event)
             return event.snapshot.id
         if isinstance(event, SnapshotAbandoned):
-            told = self._told.setdefault(event.snapshot_id, _Told(event.number, event.snapshot_id, ()))
+            # One for which a store has no room does not begin; others can be open for so long that they are forgotten.
+            told = self._told_of(event.snapshot_id, event.number, ())
             told.phase, told.error, told.progress = "abandoned", event.error, event.progress
-            told.duration = time.time() - told.began
+            told.duration = told.seconds
             self._outcomes["abandoned"] += 1
             return event.snapshot_id
         return None
@@ -106,7 +115,7 @@ class Digests:
     def _on_completed(self, event: SnapshotCompleted) -> None:
         snapshot = event.snapshot
         # The cut that proves the end of a program completes without having been told to begin.
-        told = self._told.setdefault(snapshot.id, _Told(snapshot.number, snapshot.id, snapshot.initiators))
+        told = self._told_of(snapshot.id, snapshot.number, snapshot.initiators)
         told.phase, told.duration, told.progress = "completed", snapshot.duration, event.progress
         told.in_flight, told.verified, told.bytes = snapshot.in_flight, snapshot.verified, size_of(snapshot)
         told.recovery_point = event.recovery_point
@@ -115,10 +124,20 @@ class Digests:
         self._sizes.add(told.bytes)
         if self.keeps:
             self._kept[snapshot.number] = snapshot
-            self._kept_bytes += told.bytes
+            self._kept_bytes += told.bytes + messages_of(snapshot)
             # The newest is always kept, or nobody could look at a snapshot of large states.
             while len(self._kept) > 1 and (len(self._kept) > KEPT or self._kept_bytes > KEPT_BYTES):
-                self._kept_bytes -= size_of(self._kept.popitem(last=False)[1])
+                _, oldest = self._kept.popitem(last=False)
+                self._kept_bytes -= size_of(oldest) + messages_of(oldest)
+
+    def _told_of(self, snapshot_id: SnapshotId, number: int | None, initiators: tuple[str, ...]) -> _Told:
+        """Return what is known of a snapshot, from now on if nothing was; of so many, the oldest is forgotten."""
+        told = self._told.get(snapshot_id)
+        if told is None:
+            told = self._told[snapshot_id] = _Told(number, snapshot_id, initiators)
+            if len(self._told) > REMEMBERED:
+                self._told.popitem(last=False)
+        return told
 
     # ------------------------------------------------------------------ telling
 
@@ -126,6 +145,12 @@ class Digests:
         """Return what is known of a snapshot, None if it was too long ago."""
         told = self._told.get(snapshot_id)
         return None if told is None else self._document(told, told.progress)
+
+    def digest_of_number(self, number: int) -> dict[str, Any] | None:
+        """Return what is known of the snapshot with this number, None if it was too long ago, or never taken."""
+        return next(
+            (self._document(each, each.progress) for each in self._told.values() if each.number == number), None
+        )
 
     def documents(self, open_now: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Return the digests of all that are remembered; `open_now` is what the supervisor says of open ones."""
@@ -141,6 +166,14 @@ class Digests:
         }
 
     def _document(self, told: _Told, progress: Mapping[str, Progress]) -> dict[str, Any]:
+        if told.phase == "recording":
+            return self._made(told, progress)
+        # Once: of a large cluster it takes longer to tell of two hundred snapshots than of all its channels.
+        if told.document is None:
+            told.document = self._made(told, progress)
+        return {**told.document, "kept": told.number in self._kept}
+
+    def _made(self, told: _Told, progress: Mapping[str, Progress]) -> dict[str, Any]:
         open_still = told.phase == "recording"
         awaited = [
             [src, node] for node, each in progress.items() if each.awaits and not each.closed for src in each.awaits
@@ -151,7 +184,7 @@ class Digests:
             "initiators": list(told.initiators),
             "phase": told.phase,
             "began": told.began,
-            "duration_s": time.time() - told.began if open_still else told.duration,
+            "duration_s": told.seconds if open_still else told.duration,
             "verified": told.verified,
             "in_flight": told.in_flight,
             "bytes": told.bytes,
@@ -205,6 +238,16 @@ def _packed(part: LocalSnapshot) -> tuple[bytes, tuple[Any, ...] | None]:
 def parts_of(snapshot: GlobalSnapshot) -> Mapping[str, LocalSnapshot]:
     """Return the local snapshots of a global one."""
     return snapshot._locals
+
+
+def messages_of(snapshot: GlobalSnapshot) -> int:
+    """Return how many bytes the messages in flight have, as they travel; none is looked at."""
+    size = 0
+    for part in parts_of(snapshot).values():
+        for state in part.channels.values():
+            if isinstance(state.payloads, Chained):
+                size += sum(len(batch.data) for batch in state.payloads.batches if isinstance(batch, PackedBatch))
+    return size
 
 
 def size_of(snapshot: GlobalSnapshot) -> int:

@@ -16,9 +16,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import json
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 from mpsnap.core.codec import Codec
@@ -31,11 +32,11 @@ from mpsnap.server.looking import Snapshots
 from mpsnap.server.picture import Picture
 from mpsnap.server.why import why_document
 
-#: Between two questions for the status.
-STATUS_SECONDS = 0.1
-#: Between two looks for what is new of snapshots, and how many are told of at once.
+#: Between two questions for the status; one that takes long is asked for so many times more seldom than it takes, but
+#: not more seldom than that.
+STATUS_SECONDS, STATUS_FACTOR, MOST_STATUS_SECONDS = 0.1, 4.0, 1.0
+#: Between two looks for what is new of snapshots.
 CHANGES_SECONDS = 0.05
-MOST_CHANGES = 50
 MOST_REQUESTS = 64
 #: Viewers at once, and what may wait for each.
 MOST_VIEWERS = 64
@@ -72,13 +73,17 @@ class Hub:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._incoming = reader
         self._outgoing = writer
-        self._numbers = itertools.count(1)
+        self._numbers: Iterator[int]
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._viewers: set[_Viewer] = set()
-        self._changed: dict[str, None] = {}
-        self._something_changed = asyncio.Event()
-        self._status_task: asyncio.Task[dict[str, Any]] | None = None
-        self._status: tuple[float, dict[str, Any]] = (-1.0, {})
+        #: Whether there is something new of a snapshot, and whether anybody looks on.
+        self._changed = asyncio.Event()
+        self._viewed = asyncio.Event()
+        self._status_task: asyncio.Task[tuple[float, dict[str, Any]]] | None = None
+        #: The last status, when it was asked for, and until when it will do.
+        self._status: tuple[float, float, dict[str, Any]] = (-1.0, -1.0, {})
+        #: When something was last done to the cluster from here: no status from before that will do.
+        self._acted = 0.0
         self._looking_at_stacks = asyncio.Lock()
         #: How the run has ended, once it has.
         self.end: dict[str, Any] | None = None
@@ -92,17 +97,29 @@ class Hub:
     # ---------------------------------------------------------- with the supervisor
 
     async def begin(self) -> None:
-        """Wait for what the supervisor says first, and begin to listen to it."""
+        """Wait for what the supervisor says first, and begin to listen to it.
+
+        Raises:
+            ConnectionError: It is gone without a word.
+        """
         self._notes = self._read()
-        async for kind, *content in self._notes:
-            assert kind == "hello"
-            self._adopt(content[0])
-            break
+        hello = await anext(self._notes, None)
+        if hello is None:
+            raise ConnectionError("the supervisor is gone")
+        self._adopt(hello[1])
         self._tasks = [asyncio.create_task(self._listen()), asyncio.create_task(self._tell_of_changes())]
+        for task in self._tasks:
+            task.add_done_callback(self._on_done)
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            # Deaf or dumb it is of no use; the supervisor starts another.
+            self.fail(task.exception())
 
     def _adopt(self, told: Mapping[str, Any]) -> None:
         facts = dict(told)
         self.token, self.name = facts.pop("token"), facts["name"]
+        self._numbers = itertools.count(facts.pop("first"))
         shape = facts.pop("topology")
         self._topology = Topology(shape["nodes"], [(src, dst) for src, dst in shape["channels"]], None, shape["name"])
         facts["topology"] = shape["name"]
@@ -122,8 +139,7 @@ class Hub:
                 if kind == "end":
                     orderly, self.end = True, {"error": content[0]}
                 elif kind == "changed":
-                    self._changed[content[0]] = None
-                    self._something_changed.set()
+                    self._changed.set()
                 else:
                     self._settle(kind, *content)
         except ConnectionError:
@@ -134,7 +150,8 @@ class Hub:
         for waiting in self._waiting.values():
             if not waiting.done():
                 waiting.set_exception(ClusterError("the run has ended"))
-        self._ended.set_result(orderly)
+        if not self._ended.done():
+            self._ended.set_result(orderly)
 
     def _settle(self, kind: str, request: int, result: Any) -> None:
         waiting = self._waiting.pop(request, None)
@@ -163,14 +180,18 @@ class Hub:
         """Return when the run has ended; whether in good order, or the supervisor has just gone."""
         return await self._ended
 
+    async def ended(self) -> None:
+        """Return when the run has ended, however that was."""
+        await asyncio.wait([self._ended])
+
     def fail(self, error: BaseException | None) -> None:
         """End this process, since it cannot go on."""
         if not self._ended.done():
             self._ended.set_exception(error or ClusterError("a server has ended"))
 
     async def seen_off(self) -> None:
-        """Return when no viewer has anything left to take in."""
-        while any(viewer.items for viewer in self._viewers):
+        """Return when every viewer has taken the end in, or is gone."""
+        while self._viewers:
             await asyncio.sleep(0.01)
 
     # ------------------------------------------------------------------- requests
@@ -183,11 +204,15 @@ class Hub:
             MpsnapError: It could not be done.
         """
         checked = self._checked(do, args)
-        return await _ANSWERS[do](self, **checked)
+        try:
+            return await _ANSWERS[do](self, **checked)
+        finally:
+            if do in _ACTS:
+                self._acted = time.monotonic()
 
     def _checked(self, do: str, args: Mapping[str, Any]) -> dict[str, Any]:
         if do not in _REQUESTS:
-            raise InputError(f"there is no request {shown(do)}", hint=suggestion(str(do), _REQUESTS))
+            raise InputError(f"there is no request {shown(do)}", hint=suggestion(str(do), [*_REQUESTS, "watch"]))
         known = _REQUESTS[do]
         for name in args:
             if name not in known:
@@ -219,21 +244,31 @@ class Hub:
         return {"name": self.name}
 
     async def status(self) -> dict[str, Any]:
-        """Return the status document; see `Picture`."""
-        if time.monotonic() - self._status[0] < STATUS_SECONDS:
-            return self._status[1]
-        if self._status_task is None:
-            self._status_task = asyncio.create_task(self._ask_status())
-        # Whoever gives up waiting must not take it from the others.
-        document: dict[str, Any] = await asyncio.shield(self._status_task)
-        return document
+        """Return the status document, in which all is seen that was done from here before; see `Picture`."""
+        return await self._status_since(self._acted)
 
-    async def _ask_status(self) -> dict[str, Any]:
+    async def _status_since(self, acted: float) -> dict[str, Any]:
+        while True:
+            asked, until, document = self._status
+            if time.monotonic() < until and asked > acted:
+                return document
+            if self._status_task is None:
+                self._status_task = asyncio.create_task(self._ask_status())
+            # Also one that was asked for too early: a second question would be answered behind it. And whoever gives up
+            # waiting must not take it from the others.
+            asked, document = await asyncio.shield(self._status_task)
+            if asked > acted:
+                return document
+
+    async def _ask_status(self) -> tuple[float, dict[str, Any]]:
         try:
+            asked = time.monotonic()
             told = await self._supervisor("status")
-            document = self._picture.document(told, self._snapshots.kept())
-            self._status = time.monotonic(), document
-            return document
+            now = time.monotonic()
+            pause = min(MOST_STATUS_SECONDS, max(STATUS_SECONDS, STATUS_FACTOR * (now - asked)))
+            document = self._picture.document(told, await asyncio.to_thread(self._snapshots.kept))
+            self._status = asked, now + pause, document
+            return asked, document
         finally:
             self._status_task = None
 
@@ -248,12 +283,13 @@ class Hub:
         path = stacks.find(pid)
         if path is None:
             return None
-        behind = stacks.size(path)
+        # What was read before is of no use any more, and a node that is often asked would fill its memory with it.
+        stacks.clear(path)
         try:
             await self._supervisor("stack", node=node)
         except MpsnapError:
             return None  # It has died meanwhile, which is no news of its stack.
-        return await stacks.read(path, behind)
+        return await stacks.read(path)
 
     async def _snapshot(self, nodes: list[str], wait: bool) -> dict[str, Any]:
         answer = await self._supervisor("snapshot", nodes=nodes, wait=wait)
@@ -263,13 +299,10 @@ class Hub:
         return {"digest": digest, "snapshot": await self._document(digest["number"], False, answer)}
 
     async def _content(self, number: int, short: bool) -> dict[str, Any]:
-        digests = (await self.status())["snapshots"]
-        digest = next((each for each in digests if each["number"] == number), None)
-        return {"digest": digest, "snapshot": await self._document(number, short, await self._told(number))}
+        told = await self._told(number)
+        return {"digest": told["digest"], "snapshot": await self._document(number, short, told)}
 
     async def _told(self, number: int) -> Mapping[str, Any]:
-        if self._snapshots.stored:
-            return {}
         answer: Mapping[str, Any] = await self._supervisor("content", number=number)
         return answer
 
@@ -285,9 +318,14 @@ class Hub:
         state = await asyncio.to_thread(lambda: to_json(Codec().decode(answer["state"])))
         return {"node": node, "state": state, "bytes": len(answer["state"])}
 
+    async def _command(self, node: str, command: Any) -> dict[str, Any]:
+        # By the codec: the link makes tuples of lists, and has no form for large numbers.
+        answer = await self._supervisor("command", node=node, command=Codec().encode(command, "command"))
+        return {"node": node, "reply": json.loads(answer["reply"])}
+
     # -------------------------------------------------------------------- viewers
 
-    async def watch(self, every: float) -> AsyncIterator[tuple[str, Any]]:
+    async def watch(self, every: float) -> AsyncGenerator[tuple[str, Any], None]:
         """Yield what happens, until the run ends.
 
         ("status", document) at once and then every so many seconds, ("snapshot", digest) when there is something new of
@@ -302,19 +340,26 @@ class Hub:
         if len(self._viewers) >= MOST_VIEWERS:
             raise ClusterError(f"{MOST_VIEWERS} viewers are there already")
         viewer = _Viewer()
+        if self.end is not None:
+            viewer.put("end", self.end)
         self._viewers.add(viewer)
+        self._viewed.set()
         try:
-            async for item in self._items(viewer, every):
-                yield item
+            async with contextlib.aclosing(self._items(viewer, every)) as items:
+                async for item in items:
+                    yield item
         finally:
             self._viewers.discard(viewer)
+            if not self._viewers:
+                self._viewed.clear()
 
-    async def _items(self, viewer: _Viewer, every: float) -> AsyncIterator[tuple[str, Any]]:
+    async def _items(self, viewer: _Viewer, every: float) -> AsyncGenerator[tuple[str, Any], None]:
         due = 0.0
         while True:
             if self.end is None and time.monotonic() >= due:
                 with contextlib.suppress(ClusterError):  # it ends, or is asked enough: the next one comes
-                    yield "status", await self.status()
+                    # Not a fresh one for whatever others do: they may do a lot.
+                    yield "status", await self._status_since(-1.0)
                 due = time.monotonic() + every
             await viewer.wait(due - time.monotonic())
             while viewer.items:
@@ -325,18 +370,18 @@ class Hub:
                 due = 0.0 if kind == "lost" else due
 
     async def _tell_of_changes(self) -> None:
-        while True:
-            await self._something_changed.wait()
+        while self.end is None:
+            # As long as nobody looks, nothing is asked, and then the supervisor tells of no further change.
+            await self._changed.wait()
+            await self._viewed.wait()
             await asyncio.sleep(CHANGES_SECONDS)
-            self._something_changed.clear()
-            changed, self._changed = list(self._changed)[-MOST_CHANGES:], {}
-            if not self._viewers:
-                continue
+            self._changed.clear()
             try:
-                digests = await self._supervisor("digests", ids=changed)
+                digests = await self._supervisor("news")
             except ClusterError:
-                continue  # The run ends, or is asked enough: the status tells of snapshots too.
-            kept = self._snapshots.kept()
+                self._changed.set()  # The run ends, or is asked enough: soon again.
+                continue
+            kept = await asyncio.to_thread(self._snapshots.kept)
             for digest in digests:
                 if kept is not None:
                     digest["kept"] = digest["number"] in kept
@@ -382,5 +427,8 @@ _ANSWERS: Mapping[str, Callable[..., Awaitable[Any]]] = {
     "content": Hub._content,
     "diff": Hub._diff,
     "state": Hub._state,
-    **{do: _passed_on(do) for do in ("command", "pause", "unpause", "stop", "kill")},
+    "command": Hub._command,
+    **{do: _passed_on(do) for do in ("pause", "unpause", "stop", "kill")},
 }
+#: What changes something that a status tells of.
+_ACTS = frozenset({"snapshot", "command", "pause", "unpause", "stop", "kill"})

@@ -18,6 +18,8 @@ import msgpack
 
 #: More than this waiting, and the other end counts as one that has stopped reading.
 MOST_WAITING_BYTES = 256 << 20
+#: What a note that waits takes besides its bytes: small ones are many, and made of little else.
+NOTE_BYTES = 256
 _LENGTH = struct.Struct("!I")
 _READ_BYTES = 1 << 18
 
@@ -76,18 +78,24 @@ class Link:
         """Whether something waits to be written."""
         return bool(self._waiting)
 
+    @property
+    def waiting_bytes(self) -> int:
+        """About how many bytes wait to be written."""
+        return self._waiting_bytes + NOTE_BYTES * len(self._waiting)
+
     def post(self, note: Note) -> None:
         """Write a note, as much of it as goes now.
 
         Raises:
             ConnectionError: The other end is gone, or has stopped reading.
+            OverflowError, TypeError, ValueError: There is no form for this note; nothing was written.
         """
         data = frame(note)
         self._waiting.append(memoryview(data))
         self._waiting_bytes += len(data)
         self.flush()
-        if self._waiting_bytes > MOST_WAITING_BYTES:
-            raise ConnectionError(f"{self._waiting_bytes} bytes wait to be read")
+        if self.waiting_bytes > MOST_WAITING_BYTES:
+            raise ConnectionError(f"{self.waiting_bytes} bytes wait to be read")
 
     def flush(self) -> None:
         """Write what goes now; raises as `post`."""
@@ -96,6 +104,9 @@ class Link:
                 written = self._socket.send(self._waiting[0])
             except BlockingIOError:
                 return
+            except OSError as error:
+                # Also where the kernel has no memory for it: what is lost of a frame is lost for good.
+                raise ConnectionError(f"it cannot be written to: {error}") from error
             self._waiting_bytes -= written
             if written == len(self._waiting[0]):
                 self._waiting.popleft()
@@ -112,6 +123,7 @@ class Link:
         self._socket.settimeout(seconds)
         self._socket.sendall(b"".join((*self._waiting, frame(note))))
         self._waiting.clear()
+        self._waiting_bytes = 0
         self._socket.shutdown(socket.SHUT_WR)
 
     def read(self) -> list[Note]:
@@ -124,9 +136,14 @@ class Link:
             data = self._socket.recv(_READ_BYTES)
         except BlockingIOError:
             return []
+        except OSError as error:
+            raise ConnectionError(f"it cannot be read from: {error}") from error
         if not data:
             raise ConnectionError("the other end is gone")
-        return self._splitter.feed(data)
+        try:
+            return self._splitter.feed(data)
+        except (TypeError, ValueError) as error:
+            raise ConnectionError(f"what it says is no note: {error}") from error
 
     def close(self) -> None:
         """Give the descriptor back."""

@@ -13,6 +13,7 @@ import select
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any, NoReturn
@@ -30,9 +31,10 @@ FAREWELL_SECONDS = 1.0
 
 def main(given: Mapping[str, Any]) -> NoReturn:
     """Be the control process; never returns. `given` says which descriptors are what."""
-    # Ctrl-C, and a service manager's SIGTERM, reach every process: only the supervisor answers them.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Ctrl-C, the end of a terminal, a service manager's SIGTERM reach every process: the supervisor alone answers them.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     link = socket.socket(fileno=given["link"])
     signal.signal(signal.SIGCONT, _orphaned(link.fileno()))
     # Not SIGKILL, as for nodes: this process has a folder to remove. If it is stopped, this wakes it.
@@ -40,9 +42,10 @@ def main(given: Mapping[str, Any]) -> NoReturn:
     os.close(given["life"])
     try:
         asyncio.run(_live(link, given))
+    except BaseException as error:
+        traceback.print_exception(error, file=sys.stderr)
     finally:
-        sys.stderr.flush()
-        os._exit(0)
+        os._exit(1)
 
 
 def _orphaned(link: int) -> Callable[[int, FrameType | None], None]:
@@ -56,27 +59,33 @@ def _orphaned(link: int) -> Callable[[int, FrameType | None], None]:
     return on_continue
 
 
-async def _live(link: socket.socket, given: Mapping[str, Any]) -> None:
+async def _live(link: socket.socket, given: Mapping[str, Any]) -> NoReturn:
+    """Serve until the run has ended, and end this process at once: nobody waits for threads that are still reading."""
     reader, writer = await asyncio.open_unix_connection(sock=link)
     hub = Hub(reader, writer)
-    await hub.begin()
-    tasks = [asyncio.create_task(serve_lines(hub, socket.socket(fileno=given["lines"])))]
+    try:
+        await hub.begin()
+    except ConnectionError:
+        rundir.remove(given["folder"])
+        os._exit(0)
+    servers = [asyncio.create_task(serve_lines(hub, socket.socket(fileno=given["lines"])))]
     if given["http"] is not None:
         from mpsnap.server.web import serve  # only where a page is asked for: it takes longer than all the rest
 
-        tasks.append(asyncio.create_task(serve(hub, hub.token, socket.socket(fileno=given["http"]))))
-    for task in tasks:
-        task.add_done_callback(_told(hub))
+        servers.append(asyncio.create_task(serve(hub, hub.token, socket.socket(fileno=given["http"]))))
+    for server in servers:
+        server.add_done_callback(_told(hub))
     orderly = await hub.run()
     if not orderly:
         rundir.remove(given["folder"])
-    await asyncio.wait([asyncio.ensure_future(hub.seen_off())], timeout=FAREWELL_SECONDS)
+    await asyncio.wait([servers[0], asyncio.ensure_future(hub.seen_off())], timeout=FAREWELL_SECONDS)
+    os._exit(0)
 
 
 def _told(hub: Hub) -> Callable[[asyncio.Task[None]], None]:
-    def done(task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and task.exception() is not None:
+    def done(server: asyncio.Task[None]) -> None:
+        if not server.cancelled() and hub.end is None:
             # Without its servers this process is of no use; the supervisor starts another.
-            hub.fail(task.exception())
+            hub.fail(server.exception())
 
     return done

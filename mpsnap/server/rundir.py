@@ -29,15 +29,18 @@ import shutil
 import socket
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from mpsnap.core.errors import ClusterError, InputError
+from mpsnap.core.errors import ClusterError, InputError, MpsnapError
 
 #: Longest path of a Unix socket that every kernel takes, with a little room.
 PATH_BYTES = 100
 #: Clients that may wait to be let in.
 BACKLOG = 64
+#: How long others may hold the lock, and how often it is tried.
+LOCK_SECONDS, LOCK_POLL_SECONDS = 5.0, 0.005
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 _SOCKET, _FACTS, _LOCK = "control", "run.json", ".lock"
 #: Locks between processes do not hold between the threads of one.
@@ -85,10 +88,14 @@ class RunDir:
                 raise InputError(
                     f"there is a run called {name} already", where=self.path, hint="another --name"
                 ) from None
+            except OSError as error:
+                raise ClusterError(f"cannot be made: {error.strerror}", where=self.path) from error
             try:
                 self.socket = self._make()
-            except BaseException:
-                shutil.rmtree(self.path)
+            except BaseException as error:
+                shutil.rmtree(self.path, ignore_errors=True)
+                if isinstance(error, OSError):
+                    raise ClusterError(f"cannot be made: {error.strerror}", where=self.path) from error
                 raise
 
     def _make(self) -> socket.socket:
@@ -114,8 +121,11 @@ class RunDir:
 
 
 def remove(path: str) -> None:
-    """Remove the folder of a run; right if it is gone."""
-    with _locked():
+    """Remove the folder of a run; right if it is gone, and whatever has become of what it is in."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(MpsnapError):
+            # If somebody holds it for ever: what is removed is dead, and a sweep that goes on meanwhile removes it too.
+            stack.enter_context(_holding(os.path.dirname(path)))
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -129,13 +139,38 @@ def living() -> list[Found]:
 def _locked() -> Iterator[str]:
     """Hold the lock of the base folder, which is made if need be; yield its path."""
     base = _base()
+    with _holding(base):
+        yield base
+
+
+@contextlib.contextmanager
+def _holding(base: str) -> Iterator[None]:
+    path = os.path.join(base, _LOCK)
     with _threads:
-        fd = os.open(os.path.join(base, _LOCK), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.lockf(fd, fcntl.LOCK_EX)
-            yield base
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ClusterError(f"cannot be opened: {error.strerror}", where=path) from error
+        try:
+            _lock(fd, path)
+            yield
         finally:
             os.close(fd)
+
+
+def _lock(fd: int, path: str) -> None:
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise ClusterError(f"cannot be locked: {error.strerror}", where=path) from error
+        if time.monotonic() >= deadline:
+            # Whoever holds it was stopped in the middle of it: it takes milliseconds.
+            raise ClusterError(f"is locked for more than {LOCK_SECONDS:g} s", where=path, hint=f"fuser {path}")
+        time.sleep(LOCK_POLL_SECONDS)
 
 
 def _base() -> str:

@@ -31,20 +31,18 @@ def find(pid: int) -> str | None:
     return None
 
 
-def size(path: str) -> int:
-    """Return how much earlier signals have written; what comes next stands behind it."""
+def clear(path: str) -> None:
+    """Remove what earlier signals have written; what comes next stands at the beginning."""
     with contextlib.suppress(OSError):
-        return os.stat(path).st_size
-    return 0
+        os.truncate(path, 0)
 
 
-async def read(path: str, behind: int) -> str | None:
-    """Return what is written behind that place, once it is whole; None if nothing comes."""
+async def read(path: str) -> str | None:
+    """Return what is written, once it is whole; None if nothing comes."""
     found = b""
     for _ in range(round(STACK_SECONDS / LOOK_SECONDS)):
         try:
             with open(path, "rb") as file:
-                file.seek(behind)
                 now = file.read()
         except OSError:
             return None
