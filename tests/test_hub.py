@@ -41,7 +41,7 @@ from mpsnap.core.topology import parse_topology
 from mpsnap.runtime.process import STACK_FILE
 from mpsnap.runtime.pump import Pump
 from mpsnap.server import child, client, control, hub, lines, link, rundir, stacks
-from mpsnap.server.brief import brief
+from mpsnap.server.brief import SUMMARY, brief, summary
 from mpsnap.server.child import Child
 from mpsnap.server.control import Control
 from mpsnap.server.digests import KEPT, REMEMBERED, Digests, Histogram
@@ -1561,3 +1561,19 @@ def test_another_user_gets_nowhere(base: Path) -> None:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     made.close()
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        ({"tokens": 7, "seen": [1, 2]}, "tokens=7, seen=[1, 2]"),
+        ({"$tuple": [1, "x"]}, '{"$tuple": [1, "x"]}'),
+        (None, "null"),
+        ({}, "{}"),
+        ({"text": "\x1b[2J" * 100}, None),
+    ],
+)
+def test_a_state_is_told_in_a_few_words(form: Any, words: str | None) -> None:
+    said = summary(form)
+    assert len(said) <= SUMMARY
+    assert words is None or said == words

@@ -317,6 +317,8 @@ def _takes_snapshots(run: Served) -> None:
     (digest,) = run.ask("status")["snapshots"]
     assert (digest["verified"], digest["kept"], digest["error"]) == (True, True, None)
     assert digest["waiting"] == {"nodes": [], "channels": []}
+    summaries = wait_until(lambda: [node["summary"] for node in run.ask("status")["nodes"]], "summaries of states")
+    assert all(summary.startswith("handled=") for summary in summaries)
     for each in digest["nodes"].values():
         assert 0 <= each["recorded_s"] <= each["closed_s"] <= digest["duration_s"]
     answer = run.ask("snapshot", nodes=["N1", "N2"], wait=True)
@@ -427,7 +429,7 @@ def test_without_a_store_the_death_of_a_node_is_the_end_and_everybody_hears_why(
 
 
 def test_what_an_open_snapshot_waits_for_can_be_seen(place: Place) -> None:
-    run = place.serving(*QUICK, "--timeout", "1.5")
+    run = place.serving(*QUICK, "--timeout", "3")
     waiting = Later(run, "command", node="N2", command={"do": "sits_still", "with": ["go"]})
     wait_until(lambda: run.node("N2")["phase"] == "on_command", "N2 to sit still")
     open_still = Later(run, "snapshot", nodes=["N1"], wait=True)
@@ -436,8 +438,9 @@ def test_what_an_open_snapshot_waits_for_can_be_seen(place: Place) -> None:
     digest = wait_until(
         lambda: next((each for each in run.ask("status")["snapshots"] if each["waiting"] == seen), None),
         "what it waits for",
-        1.4,
+        2.9,
     )
+    assert digest is not None
     assert digest["phase"] == "recording"
     assert digest["nodes"]["N1"]["awaits"] == ["N3"]
     assert digest["nodes"]["N1"]["recorded_s"] >= 0
