@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing import forkserver, resource_tracker
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
@@ -44,6 +45,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = set(mutations) - set(mutations[first::step])
     config.hook.pytest_deselected(items=list(left_out))
     items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Give a folder where this test's runs are found; it is short, as the path of a socket has room for so much."""
+    with tempfile.TemporaryDirectory(prefix="mpsnap-", dir="/tmp") as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        yield Path(folder)
 
 
 def wait_until(condition: Callable[[], T], what: str, seconds: float = 10.0) -> T:

@@ -52,10 +52,7 @@ Command = Callable[..., Said]
 
 
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Command]:
-    (tmp_path / "runs").mkdir(mode=0o700)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runs"))
-
+def command(capsys: pytest.CaptureFixture[str], runs: Path) -> Command:
     def execute(*arguments: str, status: int | None = 0) -> Said:
         capsys.readouterr()
         code: object
@@ -68,13 +65,12 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
         assert all(line.isprintable() for line in said.stdout.splitlines())
         return said
 
-    yield execute
-    monkeypatch.undo()
+    return execute
 
 
 @pytest.fixture
-def fake(command: Command, tmp_path: Path) -> Iterator[FakeRun]:
-    with FakeRun(tmp_path / "runs", ring_of(node_of("N1"), node_of("N2", "paused"), node_of("N3"))) as run:
+def fake(command: Command, runs: Path) -> Iterator[FakeRun]:
+    with FakeRun(runs, ring_of(node_of("N1"), node_of("N2", "paused"), node_of("N3"))) as run:
         yield run
 
 
@@ -104,8 +100,8 @@ def test_without_a_run_it_is_said_how_to_start_one(command: Command, arguments: 
 
 
 @pytest.mark.parametrize("arguments", TALKING, ids=lambda arguments: str(arguments[0]))
-def test_of_several_runs_one_has_to_be_named(command: Command, tmp_path: Path, arguments: list[str]) -> None:
-    with fake_runs(*(FakeRun(tmp_path / "runs", status_of(1), name) for name in ("bank-1", "tokens-2"))):
+def test_of_several_runs_one_has_to_be_named(command: Command, runs: Path, arguments: list[str]) -> None:
+    with fake_runs(*(FakeRun(runs, status_of(1), name) for name in ("bank-1", "tokens-2"))):
         said = command(*arguments, status=2)
         assert "bank-1" in said.error
         assert "tokens-2" in said.error
@@ -113,18 +109,18 @@ def test_of_several_runs_one_has_to_be_named(command: Command, tmp_path: Path, a
         assert "there is no run called bank-3" in command(*arguments, "--run", "bank-3", status=2).error
 
 
-def test_the_one_that_is_named_is_asked(command: Command, tmp_path: Path) -> None:
-    runs = [FakeRun(tmp_path / "runs", status_of(1), name) for name in ("bank-1", "tokens-2")]
-    with fake_runs(*runs):
-        for run in runs:
+def test_the_one_that_is_named_is_asked(command: Command, runs: Path) -> None:
+    both = [FakeRun(runs, status_of(1), name) for name in ("bank-1", "tokens-2")]
+    with fake_runs(*both):
+        for run in both:
             run.answers["pause"] = lambda _: {"paused": []}
         command("pause", "--run", "tokens-2")
-    assert [run.asked for run in runs] == [[], [("pause", {"nodes": []})]]
+    assert [run.asked for run in both] == [[], [("pause", {"nodes": []})]]
 
 
-def test_ps_lists_what_answers_and_what_does_not(command: Command, tmp_path: Path) -> None:
+def test_ps_lists_what_answers_and_what_does_not(command: Command, runs: Path) -> None:
     status = status_of(3, app="x.py:Y\x1b[2J", url="http://127.0.0.1:4321/")
-    with fake_runs(FakeRun(tmp_path / "runs", status, "a"), FakeRun(tmp_path / "runs", status, "b")) as _:
+    with fake_runs(FakeRun(runs, status, "a"), FakeRun(runs, status, "b")) as _:
         said = command("ps")
         rows = [line.split() for line in said.stdout.splitlines()[2:]]
         assert rows == [
@@ -144,7 +140,7 @@ def test_ps_lists_what_answers_and_what_does_not(command: Command, tmp_path: Pat
         ]
         assert [run["name"] for run in command("ps", "--run", "b", "--format", "json").document["runs"]] == ["b"]
         assert "there is no run called c" in command("ps", "--run", "c", status=2).error
-    silent = FakeRun(tmp_path / "runs", status, "a")
+    silent = FakeRun(runs, status, "a")
     silent.answers["hello"] = silent.answers["status"] = _refuse(ClusterError("no time"))
     with silent:
         assert command("ps").stdout.splitlines()[2].split() == ["a", str(os.getpid()), "NO", "ANSWER"]
@@ -266,9 +262,9 @@ def test_debug_shows_where_it_went_wrong(command: Command, fake: FakeRun) -> Non
     assert "Traceback" not in command("why", status=3).stderr
 
 
-def test_whoever_stops_reading_ends_it_without_a_word(fake: FakeRun, tmp_path: Path) -> None:
+def test_whoever_stops_reading_ends_it_without_a_word(fake: FakeRun, runs: Path) -> None:
     fake.status = status_of(2000)
-    env = {**ENVIRONMENT, "XDG_RUNTIME_DIR": str(tmp_path / "runs")}
+    env = {**ENVIRONMENT, "XDG_RUNTIME_DIR": str(runs)}
     with subprocess.Popen([*COMMAND, "status"], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as started:
         assert started.stdout is not None
         assert started.stderr is not None

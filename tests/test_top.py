@@ -41,9 +41,8 @@ def busy(count: int = 8, **facts: Any) -> Document:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "runs").mkdir(mode=0o700)
-    return tmp_path / "runs"
+def folder(runs: Path) -> Path:
+    return runs
 
 
 @pytest.fixture

@@ -81,10 +81,7 @@ class Serving:
 
 
 @pytest.fixture
-def ask(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ask:
-    (tmp_path / "runs").mkdir(mode=0o700)
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runs"))
-
+def ask(capsys: pytest.CaptureFixture[str], runs: Path) -> Ask:
     def execute(*arguments: str) -> Any:
         capsys.readouterr()
         status = main([*arguments, "--format", "json"])
@@ -180,10 +177,10 @@ def test_a_process_that_is_stopped_is_found(ask: Ask, tmp_path: Path) -> None:
         wait_until(lambda: "frozen" not in statuses(ask), "the end of it")
 
 
-def test_top_takes_a_snapshot_where_it_is_asked_to_and_ends_with_the_run(ask: Ask, tmp_path: Path) -> None:
+def test_top_takes_a_snapshot_where_it_is_asked_to_and_ends_with_the_run(ask: Ask, tmp_path: Path, runs: Path) -> None:
     with Serving(tmp_path, "--start-method", "fork") as serving:
         until_running(ask)
-        with Terminal(tmp_path / "runs") as top:
+        with Terminal(runs) as top:
             top.see_text("> N1")
             top.press("js")
             top.see_text("#0     N2       completed      3/3")
