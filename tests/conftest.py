@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing import forkserver, resource_tracker
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
@@ -87,6 +88,14 @@ FORK, FORKSERVER, SPAWN = map(_start_method, ("fork", "forkserver", "spawn"))
 def start_method(request: pytest.FixtureRequest) -> str:
     """Run the test once for each way to start a process."""
     return str(request.param)
+
+
+@pytest.fixture
+def runtime_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Have runs found in a folder of the test's own, its path short: a socket's has room for a hundred characters."""
+    with tempfile.TemporaryDirectory(prefix="ms-", dir="/tmp") as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session", autouse=True)
