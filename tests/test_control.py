@@ -37,7 +37,7 @@ from mpsnap.core.protocol import SnapshotId
 from mpsnap.runtime.process import STACK_FILE
 from mpsnap.runtime.pump import Pump
 from mpsnap.server import child, control, link, stacks
-from mpsnap.server.brief import brief
+from mpsnap.server.brief import SUMMARY, brief, summary
 from mpsnap.server.child import Child
 from mpsnap.server.control import Control
 from mpsnap.server.digests import KEPT, REMEMBERED, Digests, Histogram
@@ -639,6 +639,22 @@ def test_cuts_say_how_much_they_leave_out() -> None:
     # Two keys that differ behind the cut alone.
     long_ = "k" * 500
     assert sorted(brief({long_ + "1": 1, long_ + "2": 2}).values()) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        ({"tokens": 7, "seen": [1, 2]}, "tokens=7, seen=[1, 2]"),
+        ({"$tuple": [1, "x"]}, '{"$tuple": [1, "x"]}'),
+        (None, "null"),
+        ({}, "{}"),
+        ({"text": "\x1b[2J" * 100}, None),
+    ],
+)
+def test_a_state_is_told_in_a_few_words(form: Any, words: str | None) -> None:
+    said = summary(form)
+    assert len(said) <= SUMMARY
+    assert words is None or said == words
 
 
 # --- Stacks. ---

@@ -5,10 +5,13 @@ This module owns where they are cut. It must not know what is shown.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 #: Characters of a string, items of a list or an object, and levels of them.
 TEXT, ITEMS, LEVELS = 400, 60, 8
+#: Characters of a summary.
+SUMMARY = 80
 
 
 def brief(form: Any, levels: int = LEVELS) -> Any:
@@ -34,3 +37,16 @@ def brief(form: Any, levels: int = LEVELS) -> Any:
             cut_items[key if name in cut_items else name] = brief(value, levels - 1)
         return cut_items if len(form) <= ITEMS else {**cut_items, "$more": len(form) - ITEMS}
     return form
+
+
+def summary(form: Any) -> str:
+    """Return a JSON form in a few words.
+
+    >>> summary({"tokens": 7, "seen": [1, 2]})
+    'tokens=7, seen=[1, 2]'
+    """
+    if isinstance(form, dict) and form and not any(key.startswith("$") for key in form):
+        words = ", ".join(f"{key}={json.dumps(brief(value, 2), ensure_ascii=False)}" for key, value in form.items())
+    else:
+        words = json.dumps(brief(form, 2), ensure_ascii=False)
+    return words if len(words) <= SUMMARY else words[: SUMMARY - 1] + "…"

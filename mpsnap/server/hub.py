@@ -19,7 +19,7 @@ import itertools
 import json
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mpsnap.core.codec import Codec
@@ -37,6 +37,9 @@ from mpsnap.server.why import why_document
 STATUS_SECONDS, STATUS_FACTOR, MOST_STATUS_SECONDS = 0.1, 4.0, 1.0
 #: Between two looks for what is new of snapshots.
 CHANGES_SECONDS = 0.05
+#: How often states are summed up, and of which snapshots: of so many bytes, and messages, at most.
+SUMMARIES_SECONDS = 1.0
+SMALL_BYTES, SMALL_MESSAGES = 1 << 18, 10_000
 MOST_REQUESTS = 64
 #: Viewers at once, and what may wait for each.
 MOST_VIEWERS = 64
@@ -84,6 +87,8 @@ class Hub:
         self._status: tuple[float, float, dict[str, Any]] = (-1.0, -1.0, {})
         #: When something was last done to the cluster from here: no status from before that will do.
         self._acted = 0.0
+        #: Of which snapshot, when, and a few words on each node's state.
+        self._summaries: tuple[int | None, float, Mapping[str, str]] = (None, -SUMMARIES_SECONDS, {})
         self._looking_at_stacks = asyncio.Lock()
         #: How the run has ended, once it has.
         self.end: dict[str, Any] | None = None
@@ -267,10 +272,28 @@ class Hub:
             now = time.monotonic()
             pause = min(MOST_STATUS_SECONDS, max(STATUS_SECONDS, STATUS_FACTOR * (now - asked)))
             document = self._picture.document(told, await asyncio.to_thread(self._snapshots.kept))
+            summaries = await self._summaries_of(document["snapshots"])
+            for node in document["nodes"]:
+                node["summary"] = summaries.get(node["name"])
             self._status = asked, now + pause, document
             return asked, document
         finally:
             self._status_task = None
+
+    async def _summaries_of(self, digests: Sequence[Mapping[str, Any]]) -> Mapping[str, str]:
+        """Return a few words on each node's state in the newest snapshot, or in one not much older.
+
+        So no node is asked for them, and a large snapshot is not looked into.
+        """
+        number = next((each["number"] for each in reversed(digests) if _is_small(each)), None)
+        shown_now, when, _ = self._summaries
+        if number not in (None, shown_now) and time.monotonic() - when >= SUMMARIES_SECONDS:
+            try:
+                words = await asyncio.to_thread(self._snapshots.summaries, number, await self._told(number))
+            except MpsnapError:
+                words = {}  # It has gone meanwhile, and a newer one comes.
+            self._summaries = number, time.monotonic(), words
+        return self._summaries[2]
 
     async def _why(self) -> dict[str, Any]:
         status = await self.status()
@@ -387,6 +410,12 @@ class Hub:
                     digest["kept"] = digest["number"] in kept
                 for viewer in self._viewers:
                     viewer.put("snapshot", digest)
+
+
+def _is_small(digest: Mapping[str, Any]) -> bool:
+    """Whether a look into a snapshot costs next to nothing."""
+    known = digest["phase"] == "completed" and digest["kept"]
+    return bool(known and digest["bytes"] <= SMALL_BYTES and digest["in_flight"] <= SMALL_MESSAGES)
 
 
 class _Viewer:

@@ -16,7 +16,7 @@ from mpsnap.core.protocol import SnapshotId
 from mpsnap.core.snapshot import GlobalSnapshot, NodeSnapshot
 from mpsnap.core.topology import Topology
 from mpsnap.runtime.staging import Receipt, StagedFile
-from mpsnap.server.brief import brief
+from mpsnap.server.brief import brief, summary
 from mpsnap.store.reader import DirectoryReader
 from mpsnap.views.document import channel_document, diff_document, node_document, snapshot_document
 
@@ -66,6 +66,11 @@ class Snapshots:
         old, new = (self._load(number, each) for number, each in zip(numbers, told, strict=True))
         found = diff_document(old.diff(new))
         return _brief_diff(found) if short else found
+
+    def summaries(self, number: int, told: Mapping[str, Any]) -> dict[str, str]:
+        """Return a few words on each node's state in a snapshot that is not large; raises as `document`."""
+        snapshot = self._load(number, told)
+        return {name: summary(node_document(node)["state"]) for name, node in snapshot.nodes.items()}
 
     def _load(self, number: int, told: Mapping[str, Any]) -> GlobalSnapshot:
         if self._store is not None:

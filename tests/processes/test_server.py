@@ -315,6 +315,8 @@ def _takes_snapshots(run: Served) -> None:
     (digest,) = run.ask("status")["snapshots"]
     assert (digest["verified"], digest["kept"], digest["error"]) == (True, True, None)
     assert digest["waiting"] == {"nodes": [], "channels": []}
+    summaries = wait_until(lambda: [node["summary"] for node in run.ask("status")["nodes"]], "summaries of states")
+    assert all(summary.startswith("handled=") for summary in summaries)
     for each in digest["nodes"].values():
         assert 0 <= each["recorded_s"] <= each["closed_s"] <= digest["duration_s"]
     answer = run.ask("snapshot", nodes=["N1", "N2"], wait=True)
@@ -425,7 +427,7 @@ def test_without_a_store_the_death_of_a_node_is_the_end_and_everybody_hears_why(
 
 
 def test_what_an_open_snapshot_waits_for_can_be_seen(place: Place) -> None:
-    run = place.serving(*QUICK, "--timeout", "1.5")
+    run = place.serving(*QUICK, "--timeout", "3")
     waiting = Later(run, "command", node="N2", command={"do": "sits_still", "with": ["go"]})
     wait_until(lambda: run.node("N2")["phase"] == "on_command", "N2 to sit still")
     open_still = Later(run, "snapshot", nodes=["N1"], wait=True)
@@ -435,7 +437,7 @@ def test_what_an_open_snapshot_waits_for_can_be_seen(place: Place) -> None:
     def found() -> list[dict[str, Any]]:
         return [digest for digest in run.ask("status")["snapshots"] if digest["waiting"] == seen]
 
-    (digest,) = wait_until(found, "what it waits for", 1.4)
+    (digest,) = wait_until(found, "what it waits for", 2.9)
     assert digest["phase"] == "recording"
     assert digest["nodes"]["N1"]["awaits"] == ["N3"]
     assert digest["nodes"]["N1"]["recorded_s"] >= 0
@@ -446,7 +448,7 @@ def test_what_an_open_snapshot_waits_for_can_be_seen(place: Place) -> None:
     assert stuck["doing"] == "handler"
     assert any(each.startswith(">") and "sits_still" in each for each in stuck["stack"])
     error = open_still.answer()["error"]
-    assert "did not complete within 1.5 s: N2 does not answer (in on_command" in error["what"]
+    assert "did not complete within 3 s: N2 does not answer (in on_command" in error["what"]
     # It stays in the list, with what was missing.
     digest = run.ask("status")["snapshots"][-1]
     assert (digest["phase"], digest["error"]["what"]) == ("abandoned", error["what"])
