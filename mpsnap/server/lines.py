@@ -56,9 +56,14 @@ async def serve_lines(hub: Hub, listening: socket.socket) -> None:
             connections.pop(connection, None)
 
     server = await asyncio.start_unix_server(connected, sock=listening, limit=MOST_LINE_BYTES)
-    async with server:
+    try:
         await hub.ended()
         await asyncio.gather(*(connection.farewell() for connection in connections))
+    finally:
+        server.close()
+        # Or it would be for the clients to end them, and from 3.12 on for this to wait for that.
+        for connection in connections:
+            connection.close()
 
 
 def _put_out_an_idle_one(connections: dict[_Connection, None]) -> bool:
@@ -116,15 +121,16 @@ class _Connection:
         finally:
             for task in self._requests:
                 task.cancel()
-            self._close()
+            self.close()
 
     async def refuse(self, error: MpsnapError) -> None:
         """Say why there is no more to be had here, and end the connection."""
         with contextlib.suppress(ConnectionError, TimeoutError, asyncio.TimeoutError):
             await self._write({"id": None, "error": _told(error)})
-        self._close()
+        self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """End the connection; what is not written by now is lost."""
         if self._outgoing.transport.get_write_buffer_size():
             self.put_out()
         else:

@@ -40,12 +40,8 @@ def main(given: Mapping[str, Any]) -> NoReturn:
     # Not SIGKILL, as for nodes: this process has a folder to remove. If it is stopped, this wakes it.
     lifeline.tie(given["life"], signal.SIGCONT)
     os.close(given["life"])
-    try:
-        asyncio.run(_live(link, given))
-    except BaseException as error:
-        traceback.print_exception(error, file=sys.stderr)
-    finally:
-        os._exit(1)
+    asyncio.run(_live_and_die(link, given))
+    raise AssertionError("it has not died")
 
 
 def _orphaned(link: int) -> Callable[[int, FrameType | None], None]:
@@ -59,15 +55,27 @@ def _orphaned(link: int) -> Callable[[int, FrameType | None], None]:
     return on_continue
 
 
-async def _live(link: socket.socket, given: Mapping[str, Any]) -> NoReturn:
-    """Serve until the run has ended, and end this process at once: nobody waits for threads that are still reading."""
+async def _live_and_die(link: socket.socket, given: Mapping[str, Any]) -> NoReturn:
+    # At once: nobody waits for threads that are still reading, and nothing is closed in good order. From 3.13 on, that
+    # would remove the socket, through which whoever takes this one's place is to be reached.
+    try:
+        await _live(link, given)
+        os._exit(0)
+    except BaseException as error:
+        traceback.print_exception(error, file=sys.stderr)
+    finally:
+        os._exit(1)
+
+
+async def _live(link: socket.socket, given: Mapping[str, Any]) -> None:
+    """Serve until the run has ended."""
     reader, writer = await asyncio.open_unix_connection(sock=link)
     hub = Hub(reader, writer)
     try:
         await hub.begin()
     except ConnectionError:
         rundir.remove(given["folder"])
-        os._exit(0)
+        return
     servers = [asyncio.create_task(serve_lines(hub, socket.socket(fileno=given["lines"])))]
     if given["http"] is not None:
         from mpsnap.server.web import serve  # only where a page is asked for: it takes longer than all the rest
@@ -79,7 +87,6 @@ async def _live(link: socket.socket, given: Mapping[str, Any]) -> NoReturn:
     if not orderly:
         rundir.remove(given["folder"])
     await asyncio.wait([servers[0], asyncio.ensure_future(hub.seen_off())], timeout=FAREWELL_SECONDS)
-    os._exit(0)
 
 
 def _told(hub: Hub) -> Callable[[asyncio.Task[None]], None]:
