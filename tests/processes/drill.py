@@ -29,7 +29,6 @@ from mpsnap.core.events import (
     SnapshotCompleted,
 )
 from mpsnap.core.program import assign
-from mpsnap.core.protocol import SnapshotId
 from mpsnap.runtime.failpoints import Failpoint, fail_at
 from mpsnap.runtime.outputs import Sink
 from mpsnap.runtime.recovering import RecoveringSupervisor
@@ -109,8 +108,6 @@ class Drill:
         #: Snapshots that were told complete since the last recovery, and the time after which the next one begins.
         self.since = 0
         self.next_trigger = 0.0
-        #: The id of the snapshot that was triggered last.
-        self.newest: SnapshotId | None = None
         self.pause = 0.01
         self.ledger = issubclass(node, Ledger)
 
@@ -153,15 +150,12 @@ class Drill:
         while not condition() and not self.supervisor.ended:
             self.pump()
             now = time.monotonic()
-            if snapshots and self.supervisor.state == "running" and now >= self.next_trigger and not self.triggered():
-                self.newest = self.supervisor.trigger()
+            idle = self.supervisor.state == "running" and not self.supervisor.open_snapshots
+            if snapshots and idle and now >= self.next_trigger:
+                self.supervisor.trigger()
                 self.next_trigger = now + self.pause
             if now > deadline:
                 pytest.fail(f"waited for {what}; the last that happened:\n" + self.story())
-
-    def triggered(self) -> bool:
-        """Return whether the snapshot that was triggered last is open; nodes may begin theirs without a pause."""
-        return str(self.newest) in [each["id"] for each in self.supervisor.status()["snapshots"]]
 
     def story(self) -> str:
         """Return the last events in words, records left out."""

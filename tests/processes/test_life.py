@@ -246,8 +246,8 @@ def test_the_status_tells_without_asking_the_nodes(start_method: str) -> None:
         assert status.keys() == {"state", "nodes", "channels", "snapshots"}
         assert status["state"] == "running"
         assert {name: set(node) for name, node in status["nodes"].items()} == {
-            "N1": {"pid", "phase"},
-            "N2": {"pid", "phase"},
+            "N1": {"pid", "phase", "turn_s", "busy_s", "paused"},
+            "N2": {"pid", "phase", "turn_s", "busy_s", "paused"},
         }
         assert status["channels"] == {"N1->N2": {"sent": 2, "taken": 2}}
         assert status["snapshots"] == []
