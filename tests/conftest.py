@@ -10,6 +10,7 @@ import contextlib
 import gc
 import multiprocessing
 import os
+import re
 import tempfile
 import threading
 import time
@@ -36,15 +37,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--mutations", metavar="K/N", default="0/1", help="of the mutations, only every N-th, from the K-th on"
     )
+    parser.addoption(
+        "--spawned", metavar="K/N", default="0/1", help="of what is tried with spawn, only every N-th, from the K-th on"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave mutations out that are not asked for: each is a run of tests of its own, and tries these alone."""
-    first, step = map(int, config.getoption("--mutations").split("/"))
-    mutations = [item for item in items if item.name.startswith("test_without_this_rule_its_test_fails[")]
-    left_out = set(mutations) - set(mutations[first::step])
+    """Leave out what is not asked for, of two kinds of tests that take long."""
+    left_out: set[pytest.Item] = set()
+    for option, is_one in (("--mutations", _is_mutation), ("--spawned", _is_spawned)):
+        first, step = map(int, config.getoption(option).split("/"))
+        them = list(filter(is_one, items))
+        left_out |= set(them) - set(them[first::step])
     config.hook.pytest_deselected(items=list(left_out))
     items[:] = [item for item in items if item not in left_out]
+
+
+def _is_mutation(item: pytest.Item) -> bool:
+    """Return whether this runs other tests, and tries these alone."""
+    return item.name.startswith("test_without_this_rule_its_test_fails[")
+
+
+def _is_spawned(item: pytest.Item) -> bool:
+    """Return whether this is tried with spawn, with which each process imports everything anew."""
+    return "spawn" in re.split(r"[\[\]-]", item.name)
 
 
 @pytest.fixture
