@@ -105,7 +105,14 @@ def test_all_that_waits_is_written_before_the_end(ends: tuple[Link, socket.socke
 
 
 @pytest.mark.parametrize(
-    "garbage", [b"\x00\x00\x00\x01\xc1", b"\x00\x00\x00\x02\xa5x", b"\x00\x00\x00\x03\x81\x80\x01"]
+    "garbage",
+    [
+        b"\x00\x00\x00\x01\x01",
+        b"\x00\x00\x00\x01\x90",
+        b"\x00\x00\x00\x01\xc1",
+        b"\x00\x00\x00\x02\xa5x",
+        b"\x00\x00\x00\x03\x81\x80\x01",
+    ],
 )
 def test_garbage_is_the_end_of_a_link(ends: tuple[Link, socket.socket], garbage: bytes) -> None:
     made, theirs = ends
@@ -138,6 +145,8 @@ for k in range(3):
 for kind, *content in notes:
     if kind == "die":
         os._exit(1)
+    if kind == "babble":
+        link.sendall(frame(("status", {})))
     if kind == "end":
         os._exit(0)
 """
@@ -227,6 +236,14 @@ def _arrived(made: Link) -> int:
     with contextlib.suppress(BlockingIOError):
         return len(made._socket.recv(1 << 16, socket.MSG_PEEK))
     return 0
+
+
+def test_a_control_process_that_asks_for_what_is_no_request_is_replaced(parent: Parent) -> None:
+    parent.child.start()
+    parent.until(lambda: len(parent.asked) == 3)
+    parent.child.post("babble")
+    parent.until(lambda: len(parent.asked) == 6)
+    assert parent.lost == 1
 
 
 def test_a_control_process_that_does_not_end_is_killed_in_time(parent: Parent, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -243,6 +244,24 @@ def test_whoever_gives_up_waiting_for_a_status_takes_it_from_nobody() -> None:
             upstream.post("answer", upstream.numbers[0], told())
             assert (await second)["run"]["name"] == "tokens-1"
             assert upstream.times("status") == 1
+
+    run(test())
+
+
+def test_who_looks_into_large_snapshots_keeps_no_status_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        upstream = Upstream()
+        upstream.answers["content"] = lambda args: {"digest": {}}
+        go = threading.Event()
+        async with upstream.hub() as made:
+            monkeypatch.setattr(made._snapshots, "document", lambda *args: go.wait(20))
+            looking = [asyncio.create_task(made.ask("content", {"number": 0})) for _ in range(40)]
+            await until(lambda: upstream.times("content") == 40, "all of them")
+            try:
+                assert (await made.ask("status", {}))["run"]["name"] == "tokens-1"
+            finally:
+                go.set()
+            assert [answer["snapshot"] for answer in await asyncio.gather(*looking)] == [True] * 40
 
     run(test())
 

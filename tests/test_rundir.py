@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import shutil
 import signal
 import socket
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -113,6 +115,26 @@ def test_what_the_dead_have_left_is_swept_and_the_living_never(base: Path) -> No
     for each in waiting:
         each.close()
     alive.close()
+
+
+def test_a_name_is_free_as_soon_as_what_is_left_of_its_run_is_gone(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A supervisor was killed, and its control process still listens."""
+    dying = RunDir("one")
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    (base / "one" / "run.json").write_text(json.dumps({"name": "one", "pid": pid}))
+    looks: list[float] = []
+
+    def look(seconds: float) -> None:
+        looks.append(seconds)
+        dying.close()
+
+    monkeypatch.setattr(time, "sleep", look)
+    RunDir("one").close()
+    monkeypatch.undo()
+    assert len(looks) == 1
 
 
 def test_a_lock_that_is_never_let_go_keeps_nobody_for_ever(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

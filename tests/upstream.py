@@ -79,6 +79,7 @@ class Upstream:
                 task.cancel()
             await asyncio.gather(self._task, *made._tasks, return_exceptions=True)
             made._outgoing.close()
+            made._readers.shutdown()
 
     def go(self) -> None:
         """End without a word."""

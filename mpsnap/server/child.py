@@ -35,6 +35,8 @@ MOST_DEATHS = 3
 DEATHS_SECONDS = 60.0
 #: How long it may take to bring its viewers the end, before it is killed.
 END_SECONDS = 2.0
+#: A request is its number, what is asked for, and with what.
+REQUEST_ITEMS = 3
 #: How many requests of one control process have numbers of their own.
 REQUESTS_OF_ONE = 1 << 40
 #: What `python -c` runs: with the paths of this interpreter, and nothing of the folder it happens to be started in.
@@ -152,6 +154,9 @@ class Child:
         for note in notes:
             # An answer may find the process gone: nobody waits for the rest.
             if self._process is None or self._link is not link:
+                return
+            if len(note) != REQUEST_ITEMS:
+                self._lost()
                 return
             self._attend(*note)
 

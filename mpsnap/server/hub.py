@@ -20,7 +20,8 @@ import json
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from mpsnap.core.codec import Codec
 from mpsnap.core.errors import ClusterError, InputError, MpsnapError
@@ -32,6 +33,8 @@ from mpsnap.server.looking import Snapshots
 from mpsnap.server.picture import Picture
 from mpsnap.server.why import why_document
 
+T = TypeVar("T")
+
 #: Between two questions for the status; one that takes long is asked for so many times more seldom than it takes, but
 #: not more seldom than that.
 STATUS_SECONDS, STATUS_FACTOR, MOST_STATUS_SECONDS = 0.1, 4.0, 1.0
@@ -41,6 +44,8 @@ CHANGES_SECONDS = 0.05
 SUMMARIES_SECONDS = 1.0
 SMALL_BYTES, SMALL_MESSAGES = 1 << 18, 10_000
 MOST_REQUESTS = 64
+#: Snapshots that are looked into at once.
+READERS = 2
 #: Viewers at once, and what may wait for each.
 MOST_VIEWERS = 64
 MOST_WAITING = 100
@@ -90,6 +95,8 @@ class Hub:
         #: Of which snapshot, when, and a few words on each node's state.
         self._summaries: tuple[int | None, float, Mapping[str, str]] = (None, -SUMMARIES_SECONDS, {})
         self._looking_at_stacks = asyncio.Lock()
+        #: Of their own: those who look into large snapshots keep one another waiting, and no status.
+        self._readers = ThreadPoolExecutor(READERS, "reader")
         #: How the run has ended, once it has.
         self.end: dict[str, Any] | None = None
         self._ended: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -330,15 +337,18 @@ class Hub:
         return answer
 
     async def _document(self, number: int, short: bool, told: Mapping[str, Any]) -> dict[str, Any]:
-        return await asyncio.to_thread(self._snapshots.document, number, short, told)
+        return await self._looked(self._snapshots.document, number, short, told)
+
+    async def _looked(self, look: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, look, *args)
 
     async def _diff(self, old: int, new: int, short: bool) -> dict[str, Any]:
         both = await self._told(old), await self._told(new)
-        return await asyncio.to_thread(self._snapshots.diff, (old, new), short, both)
+        return await self._looked(self._snapshots.diff, (old, new), short, both)
 
     async def _state(self, node: str) -> dict[str, Any]:
         answer = await self._supervisor("state", node=node)
-        state = await asyncio.to_thread(lambda: to_json(Codec().decode(answer["state"])))
+        state = await self._looked(lambda: to_json(Codec().decode(answer["state"])))
         return {"node": node, "state": state, "bytes": len(answer["state"])}
 
     async def _command(self, node: str, command: Any) -> dict[str, Any]:

@@ -39,7 +39,11 @@ class Splitter:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[Note]:
-        """Take what has arrived; return the notes that are complete by now."""
+        """Take what has arrived; return the notes that are complete by now.
+
+        Raises:
+            TypeError, ValueError: There is something that is no note.
+        """
         buffer, notes, at = self._buffer, [], 0
         buffer += data
         while len(buffer) - at >= _LENGTH.size:
@@ -47,9 +51,11 @@ class Splitter:
             if len(buffer) - at - _LENGTH.size < length:
                 break
             at += _LENGTH.size
-            body = memoryview(buffer)[at : at + length]
-            notes.append(msgpack.unpackb(body, use_list=False, unicode_errors="surrogatepass", strict_map_key=False))
-            body.release()
+            with memoryview(buffer)[at : at + length] as body:
+                note = msgpack.unpackb(body, use_list=False, unicode_errors="surrogatepass", strict_map_key=False)
+            if not isinstance(note, tuple) or not note:
+                raise ValueError(f"a {type(note).__name__}")
+            notes.append(note)
             at += length
         del buffer[:at]
         return notes

@@ -41,6 +41,8 @@ PATH_BYTES = 100
 BACKLOG = 64
 #: How long others may hold the lock, and how often it is tried.
 LOCK_SECONDS, LOCK_POLL_SECONDS = 5.0, 0.005
+#: How long a run without a supervisor may take to be gone.
+ORPHAN_SECONDS = 4.0
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 _SOCKET, _FACTS, _LOCK = "control", "run.json", ".lock"
 #: Locks between processes do not hold between the threads of one.
@@ -72,8 +74,17 @@ class RunDir:
             )
         self.name = name
         self._pid = os.getpid()
+        deadline = time.monotonic() + ORPHAN_SECONDS
+        while not self._claim():
+            # Its supervisor was killed, and what is left of it is about to remove the folder.
+            if time.monotonic() >= deadline:
+                raise self._taken()
+            time.sleep(LOCK_POLL_SECONDS)
+
+    def _claim(self) -> bool:
+        """Make the folder; return False if it is that of a run whose supervisor is dead."""
         with _locked() as base:
-            self.path = os.path.join(base, name)
+            self.path = os.path.join(base, self.name)
             self.socket_path = os.path.join(self.path, _SOCKET)
             if len(os.fsencode(self.socket_path)) > PATH_BYTES:
                 raise InputError(
@@ -85,9 +96,9 @@ class RunDir:
             try:
                 os.mkdir(self.path, 0o700)
             except FileExistsError:
-                raise InputError(
-                    f"there is a run called {name} already", where=self.path, hint="another --name"
-                ) from None
+                if _is_alive(_pid_in(self.path)):
+                    raise self._taken() from None
+                return False
             except OSError as error:
                 raise ClusterError(f"cannot be made: {error.strerror}", where=self.path) from error
             try:
@@ -97,6 +108,10 @@ class RunDir:
                 if isinstance(error, OSError):
                     raise ClusterError(f"cannot be made: {error.strerror}", where=self.path) from error
                 raise
+        return True
+
+    def _taken(self) -> InputError:
+        return InputError(f"there is a run called {self.name} already", where=self.path, hint="another --name")
 
     def _make(self) -> socket.socket:
         path = os.path.join(self.path, _FACTS)
@@ -222,6 +237,17 @@ def _is_listened_at(path: str) -> bool:
             probe.connect(path)
         except OSError as error:
             return error.errno not in (errno.ECONNREFUSED, errno.ENOENT, errno.ENOTSOCK)
+    return True
+
+
+def _is_alive(pid: int) -> bool:
+    """Return whether there is such a process; 0, where nobody knows which one it was, counts as one."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # Somebody else's: its number is in use again.
     return True
 
 
