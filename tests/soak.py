@@ -256,7 +256,7 @@ def be_calm(world: World, folder: Path, tell: int) -> None:
         open_now = [each["id"] for each in it.supervisor.status()["snapshots"]]
         if it.supervisor.state == "running" and not set(triggered) & set(open_now):
             triggered.append(str(it.supervisor.trigger()))
-        return it.since > 1
+        return bool(it.since > 1)
 
     it.until(snapshots, "a snapshot", snapshots=False)
     it.stop(20.0)
