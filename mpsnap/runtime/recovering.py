@@ -161,7 +161,7 @@ class RecoveringSupervisor(Supervisor):
         return not self._sealed
 
     def _on_late_death(self, error: NodeError) -> None:
-        # All that it has done is durable and released, and nothing of the user's would have run in it any more: so it is
+        # All that it has done is durable and released, and nothing of the user's would have run in it any more: it is
         # told, and is no failure.
         self._happened(NodeDied(error.node, error))
 
