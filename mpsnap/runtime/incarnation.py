@@ -204,7 +204,7 @@ class Incarnation:
         # At once: the pid is surely this node's now, and its pidfd stays so whatever happens to the number.
         pidfd = os.pidfd_open(process.pid)
         # It does so itself too, but only when it has imported what it needs.
-        lifeline.tie_other(self._life[node][0].fileno(), process.pid)
+        lifeline.tie_child(self._life[node][0].fileno(), process.pid, pidfd)
         control = FrameWriter(self._control[node][1].fileno())
         results = FrameReader(reader_fd(self._results[node]))
         self.nodes[node] = Endpoints(process, _sentinels(process), pidfd, process.pid, control, results)

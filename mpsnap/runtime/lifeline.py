@@ -21,6 +21,7 @@ close-on-exec.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import select
@@ -75,3 +76,14 @@ def tie_other(fd: int, pid: int, number: int = signal.SIGKILL) -> None:
     fcntl.fcntl(fd, fcntl.F_SETSIG, number)
     fcntl.fcntl(fd, fcntl.F_SETOWN, pid)
     fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
+
+
+def tie_child(fd: int, pid: int, pidfd: int) -> None:
+    """Tie a process that was just started to the pipe whose read end is `fd`; nothing happens if it is dead."""
+    with contextlib.suppress(ProcessLookupError):
+        tie_other(fd, pid)
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    if poll.poll(0):
+        # Somebody, such as a forkserver, may have reaped it before, and then its number may have been another's.
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_ASYNC)

@@ -233,6 +233,28 @@ def test_a_tied_process_dies_as_soon_as_nobody_can_write(before: str, after: str
     assert done.returncode == (0 if "alive" in printed else -signal.SIGKILL)
 
 
+CHILD = """
+import os, sys
+from mpsnap.runtime import lifeline
+
+reading, writing = os.pipe()
+pid = os.fork()
+if pid == 0:
+    os._exit(0)
+pidfd = os.pidfd_open(pid)
+os.waitid(os.P_PIDFD, pidfd, os.WEXITED | ({reaped} and 0 or os.WNOWAIT))
+lifeline.tie_child(reading, pid, pidfd)
+os.close(writing)
+print("alive", flush=True)
+"""
+
+
+@pytest.mark.parametrize("reaped", [True, False])
+def test_a_child_that_is_dead_already_is_not_tied(reaped: bool) -> None:
+    done = subprocess.run([sys.executable, "-c", CHILD.format(reaped=reaped)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
+
+
 def test_no_node_outlives_a_killed_command(tmp_path: Path) -> None:
     with command(tmp_path, moment="on_message:50", action="c_loop") as run:
         wait_until(run.witness.exists, "the moment")
