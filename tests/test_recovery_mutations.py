@@ -62,7 +62,7 @@ MUTATIONS = [
         "runtime/recovering.py",
         "            self._initial = self._upcoming()\n",
         "            self._go()\n            self._initial = self._upcoming()\n",
-        f"{RECOVERY}[after-go-fork]",
+        f"{RECOVERY}[after-go-first-fork]",
     ),
     Mutation(
         "a death fences all",

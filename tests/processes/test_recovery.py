@@ -35,6 +35,8 @@ def at(name: str, action: str = "kill9", hit: int = 1, incarnation: int | None =
 
 CASES = [
     Case("after-go", {"N2": at("after_go")}),
+    # It is the one that the initial cut begins at.
+    Case("after-go-first", {"N1": at("after_go")}),
     Case("mid-handler", {"N2": at("mid_handler", hit=50)}),
     # The first three messages are those of `setup`.
     Case("mid-send-1", {"N2": at("mid_send", hit=4)}, topology="complete:3"),
