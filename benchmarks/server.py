@@ -185,7 +185,7 @@ def strangers(scale: Scale) -> Iterator[Row]:
                 return served.rate(counted)
 
         turns = scale.turns(name, knocked, lambda: served.rate(counted))
-    yield ratio(name, turns, floor=0.95, notes={"knocks a second": KNOCKS})
+    yield ratio(name, turns, floor=0.9, notes={"knocks a second": KNOCKS})
 
 
 class Strangers:
