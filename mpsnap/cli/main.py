@@ -11,6 +11,7 @@ import argparse
 import difflib
 import io
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -43,6 +44,10 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Exit with 2."""
+        if verb := re.match(r"argument VERB: invalid choice: '(.*)' \(choose from (.*)\)$", message):
+            # The list of all is in the help; what was meant is one of them.
+            close = difflib.get_close_matches(verb[1], re.findall(r"[\w-]+", verb[2]), n=1)
+            _refuse(f"there is no verb {verb[1]!r}", close[0] if close else f"{self.prog} --help")
         _refuse(message, f"{self.prog} --help")
 
 
