@@ -20,6 +20,7 @@ from typing import NoReturn
 from mpsnap import __version__
 from mpsnap.cli import control, explore, export, reading, resume, run, serve, simulate
 from mpsnap.cli import top as live
+from mpsnap.cli.apps import APPS
 from mpsnap.cli.show import Result
 from mpsnap.core.errors import AppError, ConsistencyError, InputError, MpsnapError, NodeError, one_line
 from mpsnap.runtime.preflight import secure_standard_streams
@@ -47,7 +48,8 @@ class Parser(argparse.ArgumentParser):
         if verb := re.match(r"argument VERB: invalid choice: '(.*)' \(choose from (.*)\)$", message):
             # The list of all is in the help; what was meant is one of them.
             close = difflib.get_close_matches(verb[1], re.findall(r"[\w-]+", verb[2]), n=1)
-            _refuse(f"there is no verb {verb[1]!r}", close[0] if close else f"{self.prog} --help")
+            better = f"{self.prog} run {verb[1]}" if verb[1] in APPS or ":" in verb[1] else f"{self.prog} --help"
+            _refuse(f"there is no verb {verb[1]!r}", close[0] if close else better)
         _refuse(message, f"{self.prog} --help")
 
 
