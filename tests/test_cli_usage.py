@@ -526,9 +526,11 @@ def test_a_state_that_cannot_be_kept_shows_before_the_first_message(
 @pytest.mark.processes
 def test_a_state_that_can_no_longer_be_kept_costs_the_snapshot(tmp_path: Path) -> None:
     """The nodes go on; the run says that a snapshot did not complete."""
-    done = fail(tmp_path, "LateLock", "--snapshots", "2")
-    assert re.search(r"N\d: state.lock: snapshot 0 .* could not be captured", done.error)
-    assert done.document["snapshots"] == []
+    done = fail(tmp_path, "LateLock", "--snapshots", "9")
+    # On a busy machine the first one may come before the nodes have the lock.
+    refused = re.search(r"N\d: state.lock: snapshot (\d+) .* could not be captured", done.error)
+    assert refused is not None
+    assert int(refused[1]) not in [snapshot["number"] for snapshot in done.document["snapshots"]]
 
 
 @pytest.mark.processes

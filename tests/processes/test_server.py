@@ -663,7 +663,7 @@ def test_one_after_another_however_the_one_before_has_ended(place: Place) -> Non
         for way in order:
             ready, act, status = WAYS[way]
             run = place.serve(*QUICK, "--topology", "ring:2", name=name)
-            wait_until(run.answers if ready else lambda run=run: run.has_begun, f"{name} before {way}", 30)  # type: ignore[misc]
+            wait_until(run.answers if ready else lambda run=run: run.has_begun, f"{name} before {way}", 60)  # type: ignore[misc]
             act(run)
             _, stderr = run.process.communicate(timeout=30)
             assert run.process.returncode == status, (way, stderr)
