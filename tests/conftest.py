@@ -66,7 +66,7 @@ def _is_spawned(item: pytest.Item) -> bool:
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Give a folder where this test's runs are found; it is short, as the path of a socket has room for so much."""
-    with tempfile.TemporaryDirectory(prefix="mpsnap-", dir="/tmp") as folder:
+    with tempfile.TemporaryDirectory(prefix="ms-", dir="/tmp") as folder:
         monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
         yield Path(folder)
 
@@ -112,14 +112,6 @@ FORK, FORKSERVER, SPAWN = map(_start_method, ("fork", "forkserver", "spawn"))
 def start_method(request: pytest.FixtureRequest) -> str:
     """Run the test once for each way to start a process."""
     return str(request.param)
-
-
-@pytest.fixture
-def runtime_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Have runs found in a folder of the test's own, its path short: a socket's has room for a hundred characters."""
-    with tempfile.TemporaryDirectory(prefix="ms-", dir="/tmp") as folder:
-        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
-        yield Path(folder)
 
 
 @pytest.fixture(scope="session", autouse=True)

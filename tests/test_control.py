@@ -184,7 +184,7 @@ class Parent:
 
 
 @pytest.fixture
-def parent(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Parent]:
+def parent(runs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Parent]:
     monkeypatch.setattr(child, "_PROGRAM", CHILD)
     held = Parent()
     yield held
@@ -333,7 +333,7 @@ class Steered(Control):
 
 
 @pytest.fixture
-def steered(runtime_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Steered, Told, Cluster]]:
+def steered(runs: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Steered, Told, Cluster]]:
     monkeypatch.setattr(control, "Child", Told)
     cluster: Any = Cluster()
     made = Steered(cluster, {"store": None}, name="one", port=None, stop=lambda: None, tell=lambda text: None)

@@ -24,8 +24,8 @@ from mpsnap.server.rundir import RunDir
 
 
 @pytest.fixture
-def base(runtime_dir: Path) -> Path:
-    return runtime_dir / "mpsnap"
+def base(runs: Path) -> Path:
+    return runs / "mpsnap"
 
 
 def modes(path: Path) -> list[tuple[str, int]]:

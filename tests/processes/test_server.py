@@ -208,11 +208,11 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path, runtime_dir: Path) -> Iterator[Place]:
+def place(tmp_path: Path, runs: Path) -> Iterator[Place]:
     write(tmp_path / "app.py", APP)
     # A shell starts what it runs in the background with Ctrl-C ignored, and that is inherited; a handler is not.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    made = Place(tmp_path, runtime_dir)
+    made = Place(tmp_path, runs)
     try:
         yield made
     finally:
