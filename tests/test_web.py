@@ -989,6 +989,31 @@ def test_the_end_leaves_nothing(server: Server) -> None:
         assert server.hub.watchers == set()
 
 
+@pytest.mark.parametrize("before", range(6))
+@pytest.mark.parametrize("after", range(6))
+def test_the_end_closes_what_was_accepted_at_any_moment_before(before: int, after: int) -> None:
+    """A socket that was accepted and has no transport yet is nobody's: so many rounds of the loop lie around it."""
+
+    async def serve_and_end(client: socket.socket, listening: socket.socket) -> None:
+        serving = asyncio.create_task(web.serve(FakeHub(), TOKEN, listening))
+        for _ in range(1 + before):
+            await asyncio.sleep(0)
+        client.connect(listening.getsockname())
+        for _ in range(after):
+            await asyncio.sleep(0)
+        serving.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
+
+    with socket.create_server(("127.0.0.1", 0)) as listening, socket.socket() as client:
+        asyncio.run(serve_and_end(client, listening))
+        client.settimeout(5)
+        if listening.fileno() == -1:
+            # The listening one is closed, and so is whatever it had accepted.
+            with contextlib.suppress(ConnectionResetError):
+                assert client.recv(1) == b""
+
+
 # --- Anything at all. ---
 
 

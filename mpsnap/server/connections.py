@@ -14,7 +14,8 @@ import json
 import logging
 import socket
 import struct
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import h11
 from uvicorn import Config
@@ -50,10 +51,19 @@ class Connection(H11Protocol):
     _clock: asyncio.TimerHandle | None = None
     _reading: asyncio.TimerHandle | None = None
     _taken = 0
+    _is_unwanted = False
+
+    def __init__(self, config: Config, state: ServerState, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(config, state, {}, loop)
+        #: Done when nothing of this connection is left.
+        self.closed: asyncio.Future[None] = loop.create_future()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin, if there is room for one more."""
         super().connection_made(transport)
+        if self._is_unwanted:
+            transport.abort()
+            return
         connection = transport.get_extra_info("socket")
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNREAD_BYTES)
         # An answer is its head and its body: the second would wait 40 ms for the first to be acknowledged. asyncio sees
@@ -74,6 +84,14 @@ class Connection(H11Protocol):
         self._unset_keepalive_if_required()
         self._stop_clock()
         self._stop_looking()
+        self.closed.set_result(None)
+
+    def abort(self) -> None:
+        """End at once, or as soon as there is something to end."""
+        self._is_unwanted = True
+        # A socket that was accepted has its protocol before its transport.
+        if self.transport is not None:
+            self.transport.abort()
 
     # ------------------------------------------------------------------ requests
 
@@ -167,23 +185,33 @@ async def serve_connections(app: ASGIApp, listening: socket.socket) -> None:
     )
     config.load()
     state = ServerState()
+    # uvicorn's own set knows a connection only once it was made, which is a while after its socket was accepted.
+    opened: set[Connection] = set()
 
     def connection() -> Connection:
-        return Connection(config, state, {}, loop)
+        new = Connection(config, state, loop)
+        opened.add(new)
+        new.closed.add_done_callback(lambda _: opened.discard(new))
+        return new
 
     server = await loop.create_server(connection, sock=listening, backlog=BACKLOG)
     try:
         await loop.create_future()
     finally:
+        # A server that is closed gives no transport to what it has accepted already, and does not close it either. So
+        # it accepts no more, and is closed when all that was accepted has its transport: after this round of the loop.
+        loop.remove_reader(listening)
+        await asyncio.sleep(0)
+        await _end(opened, state.tasks)
         server.close()
-        await _end(state)
 
 
-async def _end(state: Any) -> None:
-    for open_still in list(state.connections):
-        open_still.transport.abort()
-    answering = list(state.tasks)
+async def _end(opened: Iterable[Connection], tasks: Iterable[asyncio.Task[None]]) -> None:
+    lost = [connection.closed for connection in opened]
+    for connection in list(opened):
+        connection.abort()
+    answering = list(tasks)
     for task in answering:
         task.cancel()
     # Also what they have thrown: there is nobody left to tell it to.
-    await asyncio.gather(*answering, return_exceptions=True)
+    await asyncio.gather(*answering, *lost, return_exceptions=True)
