@@ -53,6 +53,10 @@ def room(module: str) -> str:
 EVERY_IMPORT = [(module, path, name, line) for module, path in modules() for name, line in imports(module, path)]
 
 
+#: What reads the clock on the wall.
+WALL_CLOCKS = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow", "datetime.today", "date.today"}
+
+
 def test_the_walk_sees_the_package() -> None:
     assert {"mpsnap.core.protocol", "mpsnap.runtime.process", "mpsnap.cli.run"} <= {module for module, _ in modules()}
     assert len(EVERY_IMPORT) > 100
@@ -125,6 +129,23 @@ def test_only_the_command_line_prints(call: str) -> None:
         if room(module) != "cli"
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_clock_on_the_wall_is_read_for_labels_alone() -> None:
+    """Somebody sets it back by a day: whatever is decided, ordered or measured goes by another one, or by numbers."""
+    reading = {
+        (str(path.relative_to(ROOT)), text)
+        for _, path in modules()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (text := ast.unparse(node)) in WALL_CLOCKS
+        # Or it would be read under another name.
+        or (isinstance(node, ast.ImportFrom) and node.module == "time")
+    }
+    assert reading == {
+        ("mpsnap/runtime/commits.py", "time.time"),  # the manifest's `wall_time`
+        ("mpsnap/server/control.py", "time.time"),  # when the run began, when a node died
+        ("mpsnap/server/digests.py", "time.time"),  # when a snapshot began
+    }
 
 
 def test_public_names_are_exact_and_sorted() -> None:

@@ -46,7 +46,7 @@ def told(counts: int = 0, **changed: Any) -> dict[str, Any]:
         **{"state": "running", "nodes": dict.fromkeys(RING.nodes, node), "snapshots": [], "digests": []},
         "channels": {str(channel): {"sent": counts + 1, "taken": counts} for channel in RING.channels},
         **{"counts": {}, "deaths": [], "recoveries": [], "death_count": 0, "recovery_count": 0, "error": None},
-        **{"incarnation": 0, "window": 4096},
+        **{"incarnation": 0, "uptime_s": 12.3, "window": 4096},
     }
     return {**plain, **changed}
 

@@ -16,12 +16,12 @@ from mpsnap.cli.options import Work, add_output, add_verb, check_paths, few, fin
 from mpsnap.cli.run import plan_of, supervise
 from mpsnap.cli.show import Result
 from mpsnap.cli.storing import add_recovery, complete, kept, opened, recovery_of
-from mpsnap.core.errors import CodecError, InputError, SnapshotCorrupt, SnapshotIncompatible, StoreError
+from mpsnap.core.errors import CodecError, InputError, SnapshotIncompatible
 from mpsnap.core.program import Program, assign, codec_of
 from mpsnap.core.snapshot import GlobalSnapshot
 from mpsnap.core.topology import listed
-from mpsnap.store.contract import SnapshotReader, is_recovery_point
-from mpsnap.store.directory import DirectoryStore
+from mpsnap.runtime.stored import choose, read_all
+from mpsnap.store.contract import SnapshotReader
 from mpsnap.store.manifest import Manifest, check_compatible
 from mpsnap.store.reader import DirectoryReader
 
@@ -85,7 +85,13 @@ def _resume(options: argparse.Namespace, stdout: TextIO) -> Result:
     # Only a store that is there: to open one for writing makes it.
     DirectoryReader(options.store).close()
     with opened(options.store) as store:
-        manifest = _choose(store, options.number)
+        manifest = choose(store, options.number, _asking_for)
+        if manifest is None:
+            raise InputError(
+                "there is no snapshot here to go on from",
+                where=store.path,
+                hint=f"a run from its beginning with {store.path}",
+            )
         pickling = [node for node, entry in manifest.nodes.items() if entry.codec == "pickle"]
         if pickling and not options.allow_pickle:
             raise InputError(
@@ -93,7 +99,7 @@ def _resume(options: argparse.Namespace, stdout: TextIO) -> Result:
                 where=options.store,
                 hint="--allow-pickle, if you trust whoever has written it",
             )
-        _read_all(store, manifest)
+        read_all(store, manifest, _asking_for)
         complete(options, manifest, options.store)
         if options.events is not None:
             raise InputError(
@@ -114,67 +120,8 @@ def _resume(options: argparse.Namespace, stdout: TextIO) -> Result:
         return supervise(options, work, plan, stdout, None, recovery_of(options, store, emit, run, manifest))
 
 
-def _choose(store: DirectoryStore, number: int | None) -> Manifest:
-    """Return the manifest of the snapshot to go on from.
-
-    Raises:
-        InputError: There is none, it cannot be read, or it is no beginning.
-    """
-    try:
-        manifest = store.latest(is_recovery_point) if number is None else store.manifest(number)
-    except StoreError as error:
-        raise _unreadable(store, error, number) from error
-    if manifest is None:
-        raise InputError(
-            "there is no snapshot here to go on from",
-            where=store.path,
-            hint=f"a run from its beginning with {store.path}",
-        )
-    if manifest.run.get("final") is True:
-        earlier = _older(store, manifest.number)
-        raise InputError(
-            f"this run has ended, snapshot {manifest.number} holds what it left",
-            where=store.path,
-            hint="another --store" if earlier is None else f"--from {earlier} to go on from before its end",
-        )
-    if not is_recovery_point(manifest):
-        earlier = _older(store, manifest.number)
-        raise InputError(
-            f"snapshot {manifest.number} is none to go on from: a node began it, or another one was open",
-            where=store.path,
-            hint=None if earlier is None else f"--from {earlier}",
-        )
-    return manifest
-
-
-def _read_all(store: DirectoryStore, manifest: Manifest) -> None:
-    """Read every byte of a snapshot, as no code of anybody's sees it.
-
-    Raises:
-        InputError: It is not what was committed.
-    """
-    try:
-        store.verify(manifest.number)
-    except StoreError as error:
-        raise _unreadable(store, error, manifest.number) from error
-
-
-def _unreadable(store: DirectoryStore, error: StoreError, number: int | None) -> InputError:
-    older = None
-    if isinstance(error, SnapshotCorrupt):
-        older = _older(store, store.numbers()[-1] if number is None else number)
-    hint = error.hint if older is None else f"--from {older}, an older one: what was done after it is done again"
-    return InputError(error.what, where=error.where, hint=hint)
-
-
-def _older(store: SnapshotReader, number: int) -> int | None:
-    """Return the newest snapshot before this one that a run can go on from, None if there is none."""
-    for earlier in reversed([each for each in store.numbers() if each < number]):
-        with contextlib.suppress(StoreError):
-            manifest = store.manifest(earlier)
-            if is_recovery_point(manifest) and manifest.run.get("final") is not True:
-                return earlier
-    return None
+def _asking_for(older: int) -> str:
+    return f"--from {older}"
 
 
 def _enter(folder: str) -> None:

@@ -95,6 +95,7 @@ class Cluster:
         restarts: After so many recoveries within a minute the cluster fails.
         resume: Go on from the newest snapshot in the store, if there is one: the program before this one was killed.
             Without it a store with snapshots is refused.
+        resume_from: Go on from the snapshot of this number, and not from the newest; what was done since is done again.
 
     Raises:
         InputError: What was asked for cannot be done; nothing was started.
@@ -132,10 +133,13 @@ class Cluster:
         keep: int = KEEP,
         restarts: int = MOST_RESTARTS,
         resume: bool = False,
+        resume_from: int | None = None,
     ) -> None:
         refuse_to_start_in_a_node()
         if snapshot_every is not None and not snapshot_every > 0:
             raise InputError(f"snapshot_every is {snapshot_every!r}, not a positive number of seconds")
+        if store is None and (resume or resume_from is not None):
+            raise InputError("a cluster goes on from what is in its store, and has none", hint="store=DIRECTORY")
         if isinstance(topology, str):
             topology = parse_topology(topology)
         self.topology, programs = assign(topology, nodes, params)
@@ -162,7 +166,14 @@ class Cluster:
                 )
             run = {"seed": seed, "snapshot_every": snapshot_every, "window": window, "folder": os.getcwd()}
             recovery = open_recovery(
-                store, self.topology, programs, keep=keep, restarts=restarts, resume=resume, run=run
+                store,
+                self.topology,
+                programs,
+                keep=keep,
+                restarts=restarts,
+                resume=resume,
+                resume_from=resume_from,
+                run=run,
             )
             self._close_store = weakref.finalize(self, recovery.store.close)
             try:

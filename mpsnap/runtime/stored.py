@@ -1,19 +1,21 @@
-"""The store of a `Cluster`: opened, looked at, and refused if it is another run's.
+"""The store of a run that is to be gone on with: opened, looked at, and refused if it is another run's.
 
-This module owns what a program may do with a store that is there already. It must not know processes.
+This module owns which snapshot of a store a run goes on from, and what a program may do with a store that is there
+already. It must not know processes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from mpsnap.core.errors import InputError
+from mpsnap.core.errors import InputError, SnapshotCorrupt, StoreError
 from mpsnap.core.program import Program
 from mpsnap.core.topology import Topology, listed
 from mpsnap.runtime.recovery import Recovery
-from mpsnap.store.contract import is_recovery_point
+from mpsnap.store.contract import SnapshotReader, is_recovery_point
 from mpsnap.store.directory import DirectoryStore
 from mpsnap.store.manifest import Manifest, check_compatible
 
@@ -26,6 +28,7 @@ def open_recovery(
     keep: int,
     restarts: int,
     resume: bool,
+    resume_from: int | None,
     run: Mapping[str, Any],
 ) -> Recovery:
     """Open a store, and return what a cluster needs to survive the death of its nodes; its store is to be closed.
@@ -37,6 +40,7 @@ def open_recovery(
         keep: How many snapshots are kept.
         restarts: After so many within a minute the cluster gives up.
         resume: Go on from the newest snapshot there that this is possible from, if there is one.
+        resume_from: Go on from this snapshot, and not from the newest.
         run: Plain data that is kept with each snapshot.
 
     Raises:
@@ -48,9 +52,11 @@ def open_recovery(
             raise InputError(f"{name} is {value!r}, not a whole number from {least} on")
     store = DirectoryStore(path)
     try:
-        if not resume:
+        if resume_from is not None or resume:
+            point = _point(store, resume_from, topology, programs)
+        else:
             _refuse_snapshots(store)
-        point = _point(store, topology, programs) if resume else None
+            point = None
     except BaseException:
         store.close()
         raise
@@ -68,16 +74,15 @@ def _refuse_snapshots(store: DirectoryStore) -> None:
         )
 
 
-def _point(store: DirectoryStore, topology: Topology, programs: Mapping[str, Program]) -> Manifest | None:
-    manifest = store.latest(is_recovery_point)
+def _point(
+    store: DirectoryStore, number: int | None, topology: Topology, programs: Mapping[str, Program]
+) -> Manifest | None:
+    def asking_for(older: int) -> str:
+        return f"resume_from={older}"
+
+    manifest = choose(store, number, asking_for)
     if manifest is None:
         return None
-    if manifest.run.get("final") is True:
-        raise InputError(
-            f"this run has ended, snapshot {manifest.number} holds what it left",
-            where=store.path,
-            hint="another directory",
-        )
     pickling = [node for node, entry in manifest.nodes.items() if entry.codec == "pickle"]
     if pickling:
         raise InputError(
@@ -86,6 +91,72 @@ def _point(store: DirectoryStore, topology: Topology, programs: Mapping[str, Pro
             hint="another directory, or values that are plain data",
         )
     check_compatible(manifest, topology, {node: program.reference for node, program in programs.items()})
-    # Before anything starts: a damaged one is not to be found out by the nodes.
-    store.verify(manifest.number)
+    read_all(store, manifest, asking_for)
     return manifest
+
+
+def choose(store: DirectoryStore, number: int | None, asking_for: Callable[[int], str]) -> Manifest | None:
+    """Return the manifest of the snapshot to go on from, None if the store is empty; the rest is not read yet.
+
+    Args:
+        store: Where it is.
+        number: Of the snapshot; None for the newest that a run can go on from.
+        asking_for: How whoever calls is asked for another number, for hints.
+
+    Raises:
+        InputError: It is not there, its manifest cannot be read, or a run cannot go on from it.
+    """
+    try:
+        manifest = store.latest(is_recovery_point) if number is None else store.manifest(number)
+    except StoreError as error:
+        raise _unreadable(store, error, number, asking_for) from error
+    if manifest is None:
+        return None
+    older = _older(store, manifest.number)
+    if manifest.run.get("final") is True:
+        raise InputError(
+            f"this run has ended, snapshot {manifest.number} holds what it left",
+            where=store.path,
+            hint="another store" if older is None else f"{asking_for(older)} to go on from before its end",
+        )
+    if not is_recovery_point(manifest):
+        raise InputError(
+            f"snapshot {manifest.number} is none to go on from: a node began it, or another one was open",
+            where=store.path,
+            hint=None if older is None else asking_for(older),
+        )
+    return manifest
+
+
+def read_all(store: DirectoryStore, manifest: Manifest, asking_for: Callable[[int], str]) -> None:
+    """Read every byte of a snapshot, before anything starts: no node is to find out that it is damaged.
+
+    No code of anybody's sees it.
+
+    Raises:
+        InputError: It is not what was committed.
+    """
+    try:
+        store.verify(manifest.number)
+    except StoreError as error:
+        raise _unreadable(store, error, manifest.number, asking_for) from error
+
+
+def _unreadable(
+    store: DirectoryStore, error: StoreError, number: int | None, asking_for: Callable[[int], str]
+) -> InputError:
+    older = None
+    if isinstance(error, SnapshotCorrupt):
+        older = _older(store, store.numbers()[-1] if number is None else number)
+    hint = error.hint if older is None else f"{asking_for(older)}, an older one: what was done after it is done again"
+    return InputError(error.what, where=error.where, hint=hint)
+
+
+def _older(store: SnapshotReader, number: int) -> int | None:
+    """Return the newest snapshot before this one that a run can go on from, None if there is none."""
+    for earlier in reversed([each for each in store.numbers() if each < number]):
+        with contextlib.suppress(StoreError):
+            manifest = store.manifest(earlier)
+            if is_recovery_point(manifest) and manifest.run.get("final") is not True:
+                return earlier
+    return None

@@ -103,6 +103,8 @@ class Control:
         if self._http is not None:
             self.url = f"http://127.0.0.1:{self._http.getsockname()[1]}/"
         self._facts = {**facts, "name": name, "pid": os.getpid(), "began": time.time(), "url": self.url}
+        #: When it began, on a clock that nobody sets.
+        self._since = time.monotonic()
         self._digests = Digests()
         self._digests.keeps = facts["store"] is None
         self._child = Child(
@@ -202,6 +204,7 @@ class Control:
             "recovery_count": self._recoveries,
             "error": error_document(supervisor.error),
             "incarnation": supervisor.incarnation,
+            "uptime_s": time.monotonic() - self._since,
             "window": supervisor.window,
         }
 

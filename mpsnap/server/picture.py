@@ -75,7 +75,7 @@ class Picture:
             **self._facts,
             "state": told["state"],
             "incarnation": told["incarnation"],
-            "uptime_s": max(0.0, time.time() - self._facts["began"]),
+            "uptime_s": told["uptime_s"],
             "window": told["window"],
             "error": told["error"],
         }

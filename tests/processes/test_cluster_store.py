@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +184,64 @@ def test_a_program_that_was_killed_goes_on_where_its_cluster_was(tmp_path: Path)
         Cluster("ring:2", Obedient, store=tmp_path / "kept", resume=True)
     with Cluster("ring:2", Obedient, store=tmp_path / "new", resume=True):
         pass
+
+
+def test_a_program_can_go_on_from_an_older_snapshot(tmp_path: Path) -> None:
+    """What was done since is done again; and when the newest one is damaged, the error says which one there is."""
+    kept = tmp_path / "kept"
+    counts = {}
+    with Cluster("ring:2", Obedient, store=kept) as cluster:
+        for _ in range(3):
+            count = cluster.command("N1", "count")
+            counts[cluster.snapshot().number] = count
+        # Killed, as far as the store can tell: what it holds in the end is taken away below.
+    with mpsnap.open_store(kept) as store:
+        final = store.numbers()[-1]
+    with pytest.raises(InputError, match=f"this run has ended, .* try: resume_from={max(counts)} to go on from before"):
+        Cluster("ring:2", Obedient, store=kept, resume=True)
+    older, newer = sorted(counts)[-2:]
+    shutil.rmtree(kept / f"snap-{final:08}")
+    blob = kept / f"snap-{newer:08}" / "node-0.part"
+    blob.write_bytes(b"?" + blob.read_bytes()[1:])
+    with pytest.raises(InputError, match=f"snap-{newer:08}/node-0.part.* try: resume_from={older}, an older one"):
+        Cluster("ring:2", Obedient, store=kept, resume=True)
+    with pytest.raises(InputError, match="there is no snapshot 99"):
+        Cluster("ring:2", Obedient, store=kept, resume_from=99)
+    with Cluster("ring:2", Obedient, store=kept, resume_from=older) as cluster:
+        assert cluster.command("N1", "count") == counts[older] + 1
+        assert cluster.snapshot().number > final
+
+
+@pytest.mark.parametrize("resuming", [{"resume": True}, {"resume_from": 1}])
+def test_without_a_store_there_is_nothing_to_go_on_from(resuming: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="goes on from what is in its store, and has none; try: store=DIRECTORY"):
+        Cluster("ring:2", Obedient, **resuming)
+
+
+def test_a_clock_that_is_set_to_another_day_changes_labels_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither deadlines nor numbers nor what is the newest go by the clock on the wall."""
+    began = time.time()
+    days = itertools.cycle((1, -1, 2, -3, 0))
+    monkeypatch.setattr(time, "time", lambda: began + 86_400 * next(days))
+    kept = tmp_path / "kept"
+    for life in (1, 2):
+        with Cluster("ring:2", Obedient, store=kept, resume=True, snapshot_every=0.01) as cluster:
+            for count in range(1, 6):
+                assert cluster.command("N1", "count") == count + 5 * (life - 1)
+                snapshot = cluster.snapshot()
+                snapshot.verify()
+                assert 0 <= snapshot.duration < 60
+        with mpsnap.open_store(kept) as store:
+            numbers = store.numbers()
+            times = [store.manifest(number).wall_time for number in numbers]
+            assert list(numbers) == sorted(numbers)
+            assert times != sorted(times), "the clock went backwards"
+            newest = store.latest()
+            assert newest is not None
+            assert newest.number == numbers[-1]
+        shutil.rmtree(kept / f"snap-{numbers[-1]:08}")
 
 
 def test_a_handler_deadline_without_a_store_ends_the_cluster(tmp_path: Path) -> None:
