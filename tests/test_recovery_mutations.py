@@ -130,8 +130,8 @@ MUTATIONS = [
     Mutation(
         "who stands still on the way back counts as dead",
         "runtime/supervisor.py",
-        '        self._fail(\n            NodeError(\n                f"{count}, and none',
-        '        self._end(\n            NodeError(\n                f"{count}, and none',
+        "Readiness(incarnation, self._deadlines, self._fail)",
+        "Readiness(incarnation, self._deadlines, self._end)",
         f"{EDGES}test_who_gets_no_further_on_the_way_back_counts_as_dead",
     ),
     Mutation(

@@ -8,6 +8,7 @@ error texts; nothing about the consistency of a cut rests on them.
 from __future__ import annotations
 
 import ctypes
+import time
 from collections.abc import Sequence
 from multiprocessing.context import BaseContext
 from typing import Any
@@ -57,6 +58,20 @@ class Board:
     def busy_seconds(self, node: str) -> float:
         """Return for how long the node's hooks have run, all in all, as of its last turn."""
         return self._words[_NODE_WORDS * self._nodes[node] + 2] / 1e9
+
+    def doing(self, node: str) -> str:
+        """Return in words what the node does, or last did, and for how long if its turns have begun."""
+        phase, since = in_phase(self.phase(node)), self.turn_began(node)
+        return f"{phase}, for {time.monotonic() - since:.1f} s" if since else phase
+
+    def status(self, node: str, now: float) -> dict[str, Any]:
+        """Return the same as plain data: `phase`, `turn_s` (None before the first turn) and `busy_s`."""
+        began = self.turn_began(node)
+        return {
+            "phase": self.phase(node),
+            "turn_s": now - began if began else None,
+            "busy_s": self.busy_seconds(node),
+        }
 
     def counts(self, channel: Channel) -> dict[str, int]:
         """Return how many messages of the channel were `sent`, and how many `taken` by its receiver's code."""
@@ -111,3 +126,12 @@ class NodeView:
         """Note that a turn begins, and how many seconds hooks have run so far."""
         self._words[self._at + 1] = int(now * 1e9)
         self._words[self._at + 2] = int(busy * 1e9)
+
+
+def in_phase(phase: str) -> str:
+    """Return where a node is while it is in this phase, in words.
+
+    >>> in_phase("on_message"), in_phase("starting")
+    ('in on_message', 'while starting')
+    """
+    return {"waiting": "waiting for messages", "starting": "while starting"}.get(phase, f"in {phase}")

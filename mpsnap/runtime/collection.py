@@ -7,6 +7,7 @@ pipes or processes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from mpsnap.core.codec import Codec
 from mpsnap.core.errors import MpsnapError, ProtocolError, SnapshotError, SnapshotLost
@@ -76,6 +77,16 @@ class Collection:
     def progress(self, nodes: Iterable[str]) -> dict[str, Progress]:
         """Return how far each of these nodes is, as far as it is known."""
         return {node: self._progress_of(node) for node in nodes}
+
+    def status(self, topology: Topology, now: float) -> dict[str, Any]:
+        """Return how far it is as plain data; see `Supervisor.status`."""
+        return {
+            "id": str(self.id),
+            "number": self.number,
+            "seconds": now - self.began,
+            "missing": list(self.missing(topology)),
+            "progress": {node: list(progress) for node, progress in self.progress(topology.nodes).items()},
+        }
 
     def _progress_of(self, node: str) -> Progress:
         if node in self._times:

@@ -34,11 +34,11 @@ from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
 from typing import Any, NamedTuple
 
-from mpsnap.core.errors import ClusterError
+from mpsnap.core.errors import ClusterError, NodeError
 from mpsnap.core.program import Program
 from mpsnap.core.topology import Channel, Topology
 from mpsnap.runtime import lifeline
-from mpsnap.runtime.board import Board
+from mpsnap.runtime.board import Board, in_phase
 from mpsnap.runtime.channel import close_reader, close_writer, reader_fd, writer_fd
 from mpsnap.runtime.failpoints import Failpoint
 from mpsnap.runtime.frames import FrameReader, FrameWriter
@@ -245,10 +245,21 @@ class Incarnation:
         """Return the nodes whose process has not ended."""
         return [node for node, endpoints in self.nodes.items() if not _ended(endpoints.pidfd)]
 
-    def status(self, node: str) -> str:
-        """Return the exit status of a dead node in words."""
+    def death(self, node: str) -> NodeError:
+        """Return how a dead node has ended, as the failure that it is unless the node was to end."""
         self._reap(self.nodes[node])
-        return status_in_words(self.nodes[node].process.exitcode, self._context.get_start_method())
+        phase = self.board.phase(node)
+        status = status_in_words(self.nodes[node].process.exitcode, self._context.get_start_method())
+        # By itself, that is: a signal that came that early has nothing to do with the script.
+        unguarded = phase == "starting" and not status.startswith("killed")
+        return NodeError(
+            f"{node} died {in_phase(phase)}: {status}",
+            node=node,
+            phase=phase,
+            status=status,
+            where=node,
+            hint="the start of the cluster under if __name__ == '__main__':" if unguarded else None,
+        )
 
     def _reap(self, endpoints: Endpoints) -> None:
         """Collect the status of a dead process."""

@@ -1,6 +1,7 @@
 """A node's part of a snapshot on its way out: in a note or a file to the supervisor, and with a store to the disk.
 
-This module owns where the bytes of a part go. It must not know when a part is complete, or what becomes of it.
+This module owns where the bytes of a part go, and how the supervisor gets at them. It must not know when a part is
+complete, or what becomes of it.
 
 With a store each part is made twice: once for the supervisor, which has to merge and prove the cut at once and reads
 its messages packed as they are, and once to be kept. What is large, the state, is written once and serves both.
@@ -9,13 +10,14 @@ its messages packed as they are, and once to be kept. What is large, the state, 
 from __future__ import annotations
 
 import contextlib
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from mpsnap.core.part import pack, pack_lasting
 from mpsnap.core.protocol import LocalSnapshot, SnapshotId
 from mpsnap.core.snapshot import Captured
 from mpsnap.runtime.capture import Captures, Encoding, File
-from mpsnap.runtime.staging import STAGING_BYTES, Receipt, Staging, Ticket, UnnamedFile
+from mpsnap.runtime.staging import STAGING_BYTES, Receipt, StagedFile, Staging, Ticket, UnnamedFile, receive
 from mpsnap.store.contract import Blob, Place
 from mpsnap.store.manifest import Receipt as StagedReceipt
 
@@ -106,3 +108,42 @@ class Parts:
     def _hold(self, ticket: Ticket, undo: contextlib.ExitStack) -> Ticket:
         undo.callback(self.staging.release, ticket[0])
         return ticket
+
+
+class TakenOver(NamedTuple):
+    """Hold a part as the supervisor has it.
+
+    `data` is the part, `state` its state if it came apart in a file; `staged` are the receipts of the state, in place
+    of `state`, and of what is to be kept of the part.
+    """
+
+    data: bytes
+    state: bytes | StagedFile | None
+    staged: tuple[StagedReceipt | None, StagedReceipt | None]
+
+
+def take_over(handed_over: tuple[Any, ...], pid: int, release: Callable[[int], None]) -> TakenOver:
+    """Get at what the node with this pid has handed over.
+
+    Args:
+        handed_over: The values of a `HandedOver`, as they come out of a note.
+        pid: Of the node.
+        release: Is told of each file that the node need not hold any longer, also of one that cannot be read.
+
+    Raises:
+        OSError: A file is not there, or there are no descriptors left here.
+        CodecError: A file does not hold what it should.
+    """
+    rest, ticket, state, part = handed_over
+    opened = None if ticket is None else _take(ticket, pid, release)
+    packed = rest if isinstance(rest, bytes) else _take(rest, pid, release)
+    data = packed if isinstance(packed, bytes) else packed.read()
+    staged = None if state is None else StagedReceipt(*state), None if part is None else StagedReceipt(*part)
+    return TakenOver(data, opened, staged)
+
+
+def _take(ticket: Ticket, pid: int, release: Callable[[int], None]) -> bytes | StagedFile:
+    try:
+        return receive(pid, ticket)
+    finally:
+        release(ticket[0])

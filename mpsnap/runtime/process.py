@@ -536,7 +536,7 @@ class NodeProcess(Driver):
         else:
             fail_at("after_stage")
             times = self._answers.reported(local.snapshot_id)
-            self._tell("report", str(local.snapshot_id), *handed_over, times)
+            self._tell("report", str(local.snapshot_id), handed_over, times)
             fail_at("after_report")
 
     def refused(self, snapshot_id: SnapshotId, error: MpsnapError) -> None:

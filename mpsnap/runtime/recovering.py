@@ -35,7 +35,6 @@ from mpsnap.core.errors import (
 )
 from mpsnap.core.events import (
     ClusterStarted,
-    CommandLost,
     Event,
     NodeDied,
     Recovered,
@@ -175,15 +174,13 @@ class RecoveringSupervisor(Supervisor):
         now = time.monotonic()
         self._died = self._died if self.state == "recovering" else now
         intended = error.node in self.excused
-        unanswered = dict(self._unanswered)
         try:
             self._give_up_incarnation(error)
         except ClusterError as unkillable:
             self._end(unkillable)
             return
         self._happened(NodeDied(error.node, error))
-        for ticket, node in unanswered.items():
-            self._happened(CommandLost(ticket, node))
+        self._questions.lose_all()
         self._recover_or_end(_too_often(error, self._restarts.most), counts=not intended)
 
     def _give_up_incarnation(self, error: NodeError) -> None:

@@ -11,13 +11,12 @@ Rules a maintainer keeps:
   always on the monotonic clock.
 - An unexplained death ends the cluster: open snapshots are abandoned, all nodes are fenced, all queues dropped. Its
   queues may hold half a frame, so nothing can go on with them.
-- A death is learned from the process, never from a queue; what the dead node still had to say is read first.
 - Stop = ask, deadline, SIGTERM, deadline, SIGKILL, reap.
 """
 
 from __future__ import annotations
 
-import select
+import itertools
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -25,52 +24,33 @@ from functools import partial
 from typing import Any
 
 from mpsnap.core.blame import Blame, node_error
-from mpsnap.core.errors import (
-    ClusterDeadlock,
-    ClusterError,
-    CodecError,
-    InputError,
-    MpsnapError,
-    NodeError,
-    SnapshotError,
-)
-from mpsnap.core.events import (
-    ClusterStarted,
-    ClusterStopped,
-    Event,
-    Logged,
-    Replied,
-    StateTold,
-)
+from mpsnap.core.errors import ClusterDeadlock, ClusterError, CodecError, InputError, MpsnapError, NodeError
+from mpsnap.core.events import ClusterStarted, ClusterStopped, Event, Logged
 from mpsnap.core.program import Program, codec_of
 from mpsnap.core.protocol import SnapshotId
 from mpsnap.core.snapshot import GlobalSnapshot
 from mpsnap.core.topology import Topology, shown, suggestion
 from mpsnap.runtime import preflight
 from mpsnap.runtime.commits import Commits
+from mpsnap.runtime.contact import Contact
 from mpsnap.runtime.deadlock import Waits
 from mpsnap.runtime.failpoints import Failpoint
-from mpsnap.runtime.frames import Note
-from mpsnap.runtime.hangs import Hangs
+from mpsnap.runtime.hangs import Hangs, Readiness, did_not_stop
 from mpsnap.runtime.incarnation import Incarnation
 from mpsnap.runtime.journal import JournalSpec
 from mpsnap.runtime.outputs import Outputs
+from mpsnap.runtime.parts import take_over
 from mpsnap.runtime.pump import Pump
+from mpsnap.runtime.questions import Questions
 from mpsnap.runtime.snapshots import Snapshots
-from mpsnap.runtime.staging import StagedFile, Ticket, receive
 from mpsnap.store.contract import Origin, Place
-from mpsnap.store.manifest import Manifest, Receipt
+from mpsnap.store.manifest import Manifest
 
-#: How long all nodes may stand still on their way to being ready, in the import of their code or in `setup`. It is no
-#: limit of the whole way: hundreds of processes on a busy machine take minutes.
-READY_SECONDS = 60.0
 #: How long a snapshot may take unless told otherwise.
 SNAPSHOT_SECONDS = 30.0
 #: How long a node that was asked to stop may go on before SIGTERM, and after it before SIGKILL.
 STOP_SECONDS = 5.0
 TERMINATE_SECONDS = 0.3
-#: How long a node that hangs has to write its stack down.
-STACK_SECONDS = 0.1
 #: Messages of one channel that may be sent and not taken before the sender pauses.
 WINDOW = 4096
 
@@ -131,8 +111,9 @@ class Supervisor:
         self._snapshot_timeout = snapshot_timeout
         self._handler_deadline = handler_deadline
         self._failpoints = failpoints or {}
-        self._hangs: Hangs
         self._incarnation: Incarnation | None = None
+        self._contact: Contact
+        self._readiness: Readiness
         self._classes = {
             reference: Program(reference, {}).load() for reference in {p.reference for p in programs.values()}
         }
@@ -142,10 +123,8 @@ class Supervisor:
         self._pump = Pump()
         self._deadlines = self._pump.deadlines
         self._events: list[Event] = []
-        #: While it starts: each node's phase, and since when none has changed.
-        self._phases: list[str] = []
-        self._unchanged_since = 0.0
-        self._tickets = 0
+        #: The numbers of questions, which go on counting over all incarnations.
+        self._tickets = itertools.count(1)
         self._totals = (0, 0)
         #: Whether nodes that did not stop in time were told so by a signal.
         self._insisted = False
@@ -158,13 +137,8 @@ class Supervisor:
     def _begin_incarnation(self, number: int) -> None:
         """Forget what was known of the nodes of an older incarnation."""
         self._number = number
-        self._ready: set[str] = set()
         self._stopped: set[str] = set()
         self._dead: set[str] = set()
-        #: Commands that are not answered, and who was to.
-        self._unanswered: dict[int, str] = {}
-        #: The nodes that are asked how far they are and have not answered.
-        self._inspected: set[str] = set()
         self._waits = Waits()
         self._snapshots = Snapshots(
             self.topology,
@@ -177,6 +151,9 @@ class Supervisor:
             happened=self._happened,
             doing=self._doing,
         )
+        self._questions = Questions(
+            self._tickets, self._readers, self._snapshots, tell=self._tell, happened=self._happened
+        )
         self._on_note: dict[object, Callable[..., None]] = {
             "ready": self._on_ready,
             "failed": self._on_failed,
@@ -187,10 +164,8 @@ class Supervisor:
             "abandoned": self._snapshots.abandoned,
             "blocked": self._on_blocked,
             "emitted": self._outputs.put,
-            "replied": self._on_replied,
-            "told": self._on_told,
-            "inspected": self._on_inspected,
             "logged": self._on_logged,
+            **self._questions.on_note,
         }
 
     # ------------------------------------------------------------------- asking
@@ -245,30 +220,16 @@ class Supervisor:
         `progress` of each node as [recorded, closed, awaits].
         """
         now = time.monotonic()
-        incarnation = self._incarnation
         nodes: dict[str, Any] = {}
         channels: dict[str, Any] = {}
-        if incarnation is not None:
-            channels = {str(channel): incarnation.board.counts(channel) for channel in self.topology.channels}
-            for node, endpoints in incarnation.nodes.items():
-                began = incarnation.board.turn_began(node)
-                nodes[node] = {
-                    "pid": endpoints.pid,
-                    "phase": incarnation.board.phase(node),
-                    "turn_s": now - began if began else None,
-                    "busy_s": incarnation.board.busy_seconds(node),
-                    "paused": node in self.paused,
-                }
-        snapshots = [
-            {
-                "id": str(collection.id),
-                "number": collection.number,
-                "seconds": now - collection.began,
-                "missing": list(collection.missing(self.topology)),
-                "progress": {node: list(p) for node, p in collection.progress(self.topology.nodes).items()},
+        if self._incarnation is not None:
+            board = self._incarnation.board
+            channels = {str(channel): board.counts(channel) for channel in self.topology.channels}
+            nodes = {
+                node: {"pid": endpoints.pid, **board.status(node, now), "paused": node in self.paused}
+                for node, endpoints in self._incarnation.nodes.items()
             }
-            for collection in self._snapshots.open
-        ]
+        snapshots = [collection.status(self.topology, now) for collection in self._snapshots.open]
         return {"state": self.state, "nodes": nodes, "channels": channels, "snapshots": snapshots}
 
     # ------------------------------------------------------------------- acting
@@ -313,13 +274,11 @@ class Supervisor:
             incarnation.kill()
             incarnation.close()
             raise ClusterError("the cluster was stopped while it started")
+        self._contact = Contact(incarnation.nodes, self._pump, self._on_note, self._on_death)
         self._incarnation = incarnation
-        for node, endpoints in incarnation.nodes.items():
-            self._pump.watch(endpoints.results.fd, partial(self._read_results, node))
-            # Results before deaths: the last words of a node that died explain its death.
-            self._pump.watch(endpoints.pidfd, partial(self._read_last_words, node), last=True)
-        self._phases = []
-        self._watch_start()
+        self._contact.begin()
+        self._readiness = Readiness(incarnation, self._deadlines, self._fail)
+        self._readiness.watch()
 
     def pump(self, timeout: float) -> list[Event]:
         """Wait at most `timeout` seconds for anything to happen, see to it, and return what happened.
@@ -357,11 +316,7 @@ class Supervisor:
         """
         self._require_node(node, "send a command")
         encoded = self.codecs[node].encode(command, where="command")
-        self._tickets += 1
-        self._snapshots.disturb()
-        self._unanswered[self._tickets] = node
-        self._tell(node, "command", self._tickets, encoded)
-        return self._tickets
+        return self._questions.command(node, encoded)
 
     def ask_state(self, node: str) -> int:
         """Ask a node for its local state as it is now; `StateTold` follows with the ticket returned.
@@ -370,19 +325,12 @@ class Supervisor:
             ClusterError: The cluster is not running, or has no such node.
         """
         self._require_node(node, "ask a node")
-        self._tickets += 1
-        self._unanswered[self._tickets] = node
-        self._tell(node, "state", self._tickets)
-        return self._tickets
+        return self._questions.state(node)
 
     def inspect(self) -> None:
         """Ask all nodes how far they are with the open snapshots, for `status` to tell once they have answered."""
         self._require_running("inspect nodes")
-        for node in self.topology.nodes:
-            # Not again before it has answered: for one that hangs, questions would pile up.
-            if node not in self._inspected:
-                self._inspected.add(node)
-                self._tell(node, "inspect")
+        self._questions.inspect(self.topology.nodes)
 
     def pause(self, nodes: Iterable[str]) -> None:
         """Have nodes run no hooks until they may again; markers and questions are seen to all the same.
@@ -429,8 +377,7 @@ class Supervisor:
         if self._incarnation is None or self._incarnation.board.phase(node) == "starting":
             raise ClusterError(f"{node} cannot tell its stack yet", where=node)
         self._incarnation.signal(node, signal.SIGUSR2)
-        pid: int = self._nodes[node].pid
-        return pid
+        return self._incarnation.nodes[node].pid
 
     def stop(self, seconds: float = STOP_SECONDS) -> None:
         """Ask every node to stop; who has not after `seconds` is ended by signals. `ClusterStopped` follows."""
@@ -469,45 +416,8 @@ class Supervisor:
 
     # ---------------------------------------------------------------- attending
 
-    def _read_results(self, node: str) -> None:
-        self._read(node, self._nodes[node].results.read())
-
-    def _read_last_words(self, node: str) -> None:
-        incarnation = self._incarnation
-        self._read(node, self._nodes[node].results.drain())
-        if self._incarnation is incarnation:
-            self._on_death(node)
-
-    @property
-    def _nodes(self) -> Mapping[str, Any]:
-        assert self._incarnation is not None
-        return self._incarnation.nodes
-
-    def _read(self, node: str, notes: list[Note]) -> None:
-        incarnation = self._incarnation
-        for kind, *content in notes:
-            if self._incarnation is not incarnation:
-                return
-            self._on_note[kind](node, *content)
-
     def _tell(self, node: str, *note: object) -> None:
-        try:
-            self._nodes[node].control.post(note)
-        except BrokenPipeError:
-            return  # It is dead; its pidfd says so, and says more.
-        self._write(node)
-
-    def _write(self, node: str) -> None:
-        control = self._nodes[node].control
-        try:
-            done = control.flush()
-        except BrokenPipeError:
-            done = True  # As above: the pidfd tells.
-        watched = self._pump.is_watched(control.fd)
-        if done and watched:
-            self._pump.unwatch(control.fd)
-        elif not done and not watched:
-            self._pump.watch(control.fd, partial(self._write, node), select.EPOLLOUT)
+        self._contact.tell(node, *note)
 
     def _happened(self, event: Event) -> None:
         self._events.append(event)
@@ -528,11 +438,8 @@ class Supervisor:
     # ------------------------------------------------------------ life and death
 
     def _on_ready(self, node: str) -> None:
-        self._ready.add(node)
-        if len(self._ready) < len(self.topology.nodes):
-            return
-        self._deadlines.cancel("ready")
-        self._on_all_ready()
+        if self._readiness.ready(node):
+            self._on_all_ready()
 
     def _on_all_ready(self) -> None:
         self._go()
@@ -547,58 +454,8 @@ class Supervisor:
         if self._until_terminated:
             self._snapshots.probe_until_terminated()
         if self._handler_deadline is not None:
-            self._hangs = Hangs(self._handler_deadline)
-            self._deadlines.set("hang", self._handler_deadline / 4, self._look_for_hangs)
-
-    def _look_for_hangs(self) -> None:
-        assert self._incarnation is not None
-        for node, endpoints in self._nodes.items():
-            reason = self._hangs.reason(node, endpoints.pid, self._incarnation.board, time.monotonic())
-            if reason is not None:
-                # Its stack says more than any word of ours; it needs a moment to write it down.
-                self._incarnation.signal(node, signal.SIGUSR1)
-                self._deadlines.set("hang", STACK_SECONDS, partial(self._give_up_on, node, reason))
-                return
-        self._deadlines.set("hang", self._hangs.seconds / 4, self._look_for_hangs)
-
-    def _give_up_on(self, node: str, reason: str) -> None:
-        assert self._incarnation is not None
-        phase = self._incarnation.board.phase(node)
-        self._fail(
-            NodeError(
-                f"{node} hangs: {reason}, the deadline is {self._hangs.seconds:g} s",
-                node=node,
-                phase=phase,
-                status="killed",
-                where=node,
-                hint="a look at its stack, on stderr",
-            )
-        )
-
-    def _watch_start(self) -> None:
-        assert self._incarnation is not None
-        phases, now = [self._incarnation.board.phase(node) for node in self.topology.nodes], time.monotonic()
-        if phases != self._phases:
-            self._phases, self._unchanged_since = phases, now
-        if now - self._unchanged_since < READY_SECONDS:
-            # Nothing rings for a change of phase; this often is enough to know how old the last one is.
-            self._deadlines.set("ready", READY_SECONDS / 20, self._watch_start)
-        else:
-            self._not_ready()
-
-    def _not_ready(self) -> None:
-        late = [node for node in self.topology.nodes if node not in self._ready]
-        doing = "; ".join(f"{node} is {self._doing(node)}" for node in late[:3])
-        count = f"{len(late)} of {len(self.topology.nodes)} nodes not ready"
-        self._fail(
-            NodeError(
-                f"{count}, and none any further within {READY_SECONDS:g} s: {doing}",
-                node=late[0],
-                phase=self._phases[self.topology.nodes.index(late[0])],
-                status="killed",
-                where=late[0],
-            )
-        )
+            assert self._incarnation is not None
+            Hangs(self._incarnation, self._handler_deadline, self._deadlines, self._fail).watch()
 
     def _on_failed(
         self,
@@ -623,20 +480,8 @@ class Supervisor:
     def _on_death(self, node: str) -> None:
         assert self._incarnation is not None
         self._dead.add(node)
-        self._pump.unwatch(self._nodes[node].pidfd)
-        self._pump.unwatch(self._nodes[node].results.fd)
         if node not in self._stopped:
-            phase, status = self._incarnation.board.phase(node), self._incarnation.status(node)
-            # By itself, that is: a signal that came that early has nothing to do with the script.
-            unguarded = phase == "starting" and not status.startswith("killed")
-            error = NodeError(
-                f"{node} died {_in_phase(phase)}: {status}",
-                node=node,
-                phase=phase,
-                status=status,
-                where=node,
-                hint="the start of the cluster under if __name__ == '__main__':" if unguarded else None,
-            )
+            error = self._incarnation.death(node)
             if self.state != "stopping" or self._goes_on:
                 self._fail(error)
                 return
@@ -649,32 +494,16 @@ class Supervisor:
         self.error = self.error or error
 
     def _insist(self, seconds: float) -> None:
-        self._insisted = True
-        self._note_unstopped(seconds)
-        self._signal_rest(signal.SIGTERM)
-        self._deadlines.set("stop", TERMINATE_SECONDS, lambda: self._end(self.error))
-
-    def _note_unstopped(self, seconds: float) -> None:
         assert self._incarnation is not None
+        self._insisted = True
+        self.error = self.error or did_not_stop(self._incarnation, self._unstopped(), seconds)
         for node in self._incarnation.alive():
-            if node in self._unstopped():
-                phase = self._incarnation.board.phase(node)
-                self.error = self.error or NodeError(
-                    f"{node} did not stop within {seconds:g} s and was killed, {_in_phase(phase)}",
-                    node=node,
-                    phase=phase,
-                    status="killed",
-                    where=node,
-                )
+            self._incarnation.signal(node, signal.SIGTERM)
+        self._deadlines.set("stop", TERMINATE_SECONDS, lambda: self._end(self.error))
 
     def _unstopped(self) -> set[str]:
         """Return the nodes that the end waits for."""
         return set(self.topology.nodes) - self._stopped
-
-    def _signal_rest(self, number: int) -> None:
-        assert self._incarnation is not None
-        for node in self._incarnation.alive():
-            self._incarnation.signal(node, number)
 
     @property
     def _goes_on(self) -> bool:
@@ -700,45 +529,25 @@ class Supervisor:
                 self._incarnation.kill()
             finally:
                 self.totals()
-                for endpoints in self._nodes.values():
-                    for fd in (endpoints.results.fd, endpoints.pidfd, endpoints.control.fd):
-                        if self._pump.is_watched(fd):
-                            self._pump.unwatch(fd)
+                self._contact.break_off()
                 self._incarnation.close()
                 self._incarnation = None
 
     def _doing(self, node: str) -> str:
         assert self._incarnation is not None
-        phase, since = self._incarnation.board.phase(node), self._incarnation.board.turn_began(node)
-        return f"{_in_phase(phase)}, for {time.monotonic() - since:.1f} s" if since else _in_phase(phase)
+        return self._incarnation.board.doing(node)
 
     # -------------------------------------------------------------- what nodes say
 
-    def _on_report(
-        self,
-        node: str,
-        snapshot_id: str,
-        rest: bytes | Ticket,
-        ticket: Ticket | None,
-        state: tuple[Any, ...] | None,
-        part: tuple[Any, ...] | None,
-        times: tuple[float, ...],
-    ) -> None:
+    def _on_report(self, node: str, snapshot_id: str, handed_over: tuple[Any, ...], times: tuple[float, ...]) -> None:
+        assert self._incarnation is not None
+        pid = self._incarnation.nodes[node].pid
         try:
-            opened = None if ticket is None else self._open(node, ticket)
-            packed = rest if isinstance(rest, bytes) else self._open(node, rest)
-            data = packed if isinstance(packed, bytes) else packed.read()
+            data, state, staged = take_over(handed_over, pid, partial(self._tell, node, "release"))
         except (OSError, CodecError) as error:
             self._snapshots.refused(node, snapshot_id, f"its staged part cannot be read: {error}")
-            return
-        staged = None if state is None else Receipt(*state), None if part is None else Receipt(*part)
-        self._snapshots.report(node, snapshot_id, data, opened, staged, times)
-
-    def _open(self, node: str, ticket: Ticket) -> bytes | StagedFile:
-        try:
-            return receive(self._nodes[node].pid, ticket)
-        finally:
-            self._tell(node, "release", ticket[0])
+        else:
+            self._snapshots.report(node, snapshot_id, data, state, staged, times)
 
     def _on_blocked(self, node: str, now: float, full_since: dict[str, float]) -> None:
         try:
@@ -747,25 +556,5 @@ class Supervisor:
             if self.state == "running":
                 self._end(error)
 
-    def _on_replied(self, node: str, ticket: int, value: bytes) -> None:
-        del self._unanswered[ticket]
-        self._snapshots.settle()
-        self._happened(Replied(ticket, node, self._readers[node].decode(value)))
-
-    def _on_told(
-        self, node: str, ticket: int, state: bytes | None, what: str, where: str | None, hint: str | None
-    ) -> None:
-        del self._unanswered[ticket]
-        error = None if state is not None else SnapshotError(what, where=where, hint=hint)
-        self._happened(StateTold(ticket, node, state, error))
-
-    def _on_inspected(self, node: str, told: Mapping[str, tuple[float, tuple[str, ...]]]) -> None:
-        self._inspected.discard(node)
-        self._snapshots.inspected(node, told)
-
     def _on_logged(self, node: str, text: str) -> None:
         self._happened(Logged(node, text))
-
-
-def _in_phase(phase: str) -> str:
-    return {"waiting": "waiting for messages", "starting": "while starting"}.get(phase, f"in {phase}")

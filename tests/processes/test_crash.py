@@ -24,7 +24,7 @@ from nodes import Doomed, Puppet
 from mpsnap import AppError, Cluster, ClusterError, Context, MpsnapError, NodeError, SnapshotError, parse_topology
 from mpsnap.core.events import ClusterStopped
 from mpsnap.core.program import assign
-from mpsnap.runtime import deadlines, supervisor
+from mpsnap.runtime import deadlines, hangs, supervisor
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(60)]
 
@@ -400,7 +400,7 @@ def _release(witness: Path) -> None:
 def test_a_node_that_never_gets_ready_is_named(
     monkeypatch: pytest.MonkeyPatch, method: str, moment: str, action: str
 ) -> None:
-    monkeypatch.setattr(supervisor, "READY_SECONDS", 0.4)
+    monkeypatch.setattr(hangs, "READY_SECONDS", 0.4)
     with pytest.raises(ClusterError, match=rf"N2 is in {moment}") as caught:
         Cluster("ring:2", Doomed, params={"moment": moment, "action": action}, start_method=method).start()
     assert "within 0.4 s" in caught.value.what
@@ -417,7 +417,7 @@ def test_nodes_may_take_long_to_get_ready_while_any_of_them_gets_further(
     monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     now = time.monotonic()
-    for module in (supervisor, deadlines):
+    for module in (hangs, deadlines):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
     topology, programs = assign(parse_topology("ring:3"), StopsInSetup, None)
     cluster = supervisor.Supervisor(topology, programs, start_method=method)
@@ -427,13 +427,13 @@ def test_nodes_may_take_long_to_get_ready_while_any_of_them_gets_further(
         wait_until(lambda: all(psutil.Process(pid).status() == "stopped" for pid in pids.values()), "them to stop")
         for node in ("N1", "N3"):
             assert cluster.pump(0) == []
-            now += 0.7 * supervisor.READY_SECONDS
+            now += 0.7 * hangs.READY_SECONDS
             assert cluster.pump(0) == []
             os.kill(pids[node], signal.SIGCONT)
             wait_until(partial(_is_ready, cluster, node), f"{node} to be ready")
-            now += 0.2 * supervisor.READY_SECONDS
+            now += 0.2 * hangs.READY_SECONDS
             assert cluster.pump(0) == []
-        now += 1.1 * supervisor.READY_SECONDS
+        now += 1.1 * hangs.READY_SECONDS
         (end,) = cluster.pump(0)
         assert isinstance(end, ClusterStopped)
         assert isinstance(end.error, ClusterError)

@@ -111,7 +111,8 @@ def test_two_deaths_at_once_are_one_recovery(tmp_path: Path) -> None:
         for node in ("N1", "N2", "N3"):
             cluster.supervisor.signal(node, signal.SIGKILL)
         # Unattended until all have ended, so that all three deaths are found at the same time.
-        nodes = cluster.supervisor._nodes
+        assert cluster.supervisor._incarnation is not None
+        nodes = cluster.supervisor._incarnation.nodes
         for node in nodes:
             with contextlib.suppress(ChildProcessError):
                 os.waitid(os.P_PIDFD, nodes[node].pidfd, os.WEXITED | os.WNOWAIT)
@@ -144,8 +145,8 @@ def test_a_death_long_after_the_start_is_recovered_from(tmp_path: Path) -> None:
     """How long nodes may take to be ready is counted anew, not from the start of the first ones."""
     with driven(tmp_path, recoverable.Obedient) as cluster:
         cluster.until_running()
-        cluster.supervisor._unchanged_since -= 1000
-        cluster.supervisor._phases = ["starting"] * 3
+        cluster.supervisor._readiness._unchanged_since -= 1000
+        cluster.supervisor._readiness._phases = ["starting"] * 3
         cluster.supervisor.signal("N1", signal.SIGKILL)
         cluster.until(lambda: cluster.of(Recovered), "the recovery")
         cluster.stop()

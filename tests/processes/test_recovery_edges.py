@@ -33,7 +33,7 @@ from mpsnap.core.events import (
     SnapshotCompleted,
     SnapshotInitiated,
 )
-from mpsnap.runtime import recovery, supervisor
+from mpsnap.runtime import hangs, recovery
 from mpsnap.runtime.incarnation import Incarnation
 from mpsnap.store.contract import is_recovery_point
 
@@ -112,7 +112,7 @@ def test_each_node_dies_on_the_way_back_in_turn(tmp_path: Path, quick: None) -> 
 
 
 def test_who_gets_no_further_on_the_way_back_counts_as_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "READY_SECONDS", 0.5)
+    monkeypatch.setattr(hangs, "READY_SECONDS", 0.5)
     with drill(tmp_path, plan={"N1": at("mid_send", hit=30), "N2": at("restore", "stop", incarnation=1)}) as it:
         it.live()
         it.check(1)
