@@ -164,9 +164,11 @@ def test_public_names_are_exact_and_sorted() -> None:
         ("mpsnap.runtime.process", ["logging", "concurrent.futures", "mpsnap.runtime.supervisor", "psutil"]),
         # As its main script may, if that starts the cluster.
         ("mpsnap.runtime.cluster", ["psutil"]),
+        # A verb brings what it needs.
+        ("mpsnap.cli", ["mpsnap.runtime.supervisor", "mpsnap.simulator", "tabulate"]),
     ],
 )
-def test_a_node_imports_little_that_only_a_supervisor_needs(imports: str, unwanted: list[str]) -> None:
+def test_little_is_imported_that_only_others_need(imports: str, unwanted: list[str]) -> None:
     program = f"import sys, {imports}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not set(unwanted) & set(done.stdout.split())
