@@ -11,6 +11,7 @@ import gc
 import multiprocessing
 import os
 import re
+import sys
 import tempfile
 import threading
 import time
@@ -21,6 +22,11 @@ from typing import Any, TypeVar
 
 import psutil
 import pytest
+
+# A test that writes an app, runs it, and writes another one of the same size within the same second would get the first
+# one again, compiled: Python tells them apart by size and second.
+sys.dont_write_bytecode = True
+os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
 T = TypeVar("T")
 

@@ -16,13 +16,15 @@ import re
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from mpsnap import __version__
 from mpsnap.cli.apps import APPS
-from mpsnap.cli.show import Result
 from mpsnap.core.errors import AppError, ConsistencyError, InputError, MpsnapError, NodeError, one_line
 from mpsnap.runtime.preflight import secure_standard_streams
+
+if TYPE_CHECKING:
+    from mpsnap.cli.show import Result
 
 EXIT_DONE, EXIT_VIOLATED, EXIT_USAGE, EXIT_UNDECIDED, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
 
