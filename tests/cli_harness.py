@@ -6,12 +6,13 @@ test fails if a process of it is left when it has returned. And snapshots made b
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,6 +91,27 @@ def run(
             pytest.fail(f"{command} did not end within {seconds:g} s; running: {left}")
     leaves_nothing(started.pid)
     return Done(started.returncode, stdout, stderr)
+
+
+@contextlib.contextmanager
+def under_way(*arguments: str, cwd: Path, stdout: int = subprocess.PIPE) -> Iterator[subprocess.Popen[str]]:
+    """Run `python -m mpsnap` in a session of its own for the time of the block; nothing of it is left behind that."""
+    started = subprocess.Popen(
+        [*COMMAND, *arguments],
+        cwd=cwd,
+        env=ENVIRONMENT,
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with started:
+        try:
+            yield started
+            leaves_nothing(started.pid)
+        finally:
+            end(started)
 
 
 def write(path: Path, text: str) -> None:

@@ -11,16 +11,27 @@ import gc
 import multiprocessing
 import os
 import re
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 import pytest
+from chromium import chromium
+from dashboard_browser import Visits, visiting
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+# A test that writes an app, runs it, and writes another one of the same size within the same second would get the first
+# one again, compiled: Python tells them apart by size and second.
+sys.dont_write_bytecode = True
+os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
 T = TypeVar("T")
 
@@ -114,6 +125,20 @@ def start_method(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Start a browser for the tests of one file, which are marked with its name."""
+    with nothing_left_behind(), chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Visits]:
+    """Open the dashboard's page, and look in the end that it did nothing a page should not."""
+    with visiting(browser) as visits:
+        yield visits
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_names() -> None:
     config: dict[str, Any] = multiprocessing.current_process()._config  # type: ignore[attr-defined]
@@ -121,7 +146,11 @@ def _own_names() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _leaves_nothing_behind() -> Iterator[None]:
+def _leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    if request.node.get_closest_marker("browser") is not None:
+        # A browser's processes come and go as it likes: `browser` looks once, behind the last test of a file.
+        yield
+        return
     with nothing_left_behind():
         yield
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dashboard_fake import BEGAN, Fake, serving
 from dashboard_steps import open_dashboard
-from test_browser import ARGUMENTS, CHROMIUM, _absent
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Dialog, Page, Request
@@ -27,21 +26,6 @@ class Visit(NamedTuple):
 
 #: Opens the page over a fake; more arguments are the browser context's.
 Visits = Callable[..., Visit]
-
-
-@contextlib.contextmanager
-def chromium() -> Iterator[Browser]:
-    """Start a browser; without one the test is skipped, or fails where there has to be one."""
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        _absent("playwright is not installed: pip install 'mpsnap[browser]'")
-    if CHROMIUM is None:
-        _absent("there is no chromium on the PATH, nor in MPSNAP_CHROMIUM")
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
-        yield started
-        started.close()
 
 
 def watched(page: Page, own: str) -> Visit:

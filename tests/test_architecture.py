@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -34,9 +35,14 @@ def modules() -> Iterator[tuple[str, Path]]:
         yield name.removesuffix(".__init__"), path
 
 
+@functools.cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def imports(module: str, path: Path) -> Iterator[tuple[str, int]]:
     """Yield every module that `module` imports, also inside functions, with the line."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -113,7 +119,7 @@ def test_queue_internals_are_touched_in_one_file() -> None:
     touching = {
         path.name
         for _, path in modules()
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(tree(path))
         if isinstance(node, ast.Attribute) and node.attr in ("_reader", "_writer")
     }
     assert touching == {"channel.py"}
@@ -124,7 +130,7 @@ def test_only_the_command_line_prints(call: str) -> None:
     wrong = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for module, path in modules()
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(tree(path))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == call
         if room(module) != "cli"
     ]
@@ -136,10 +142,10 @@ def test_the_clock_on_the_wall_is_read_for_labels_alone() -> None:
     reading = {
         (str(path.relative_to(ROOT)), text)
         for _, path in modules()
-        for node in ast.walk(ast.parse(path.read_text()))
-        if (text := ast.unparse(node)) in WALL_CLOCKS
-        # Or it would be read under another name.
-        or (isinstance(node, ast.ImportFrom) and node.module == "time")
+        for node in ast.walk(tree(path))
+        if isinstance(node, (ast.Attribute, ast.ImportFrom))
+        # Whoever imports from that module may read it under another name.
+        if (text := ast.unparse(node)) in WALL_CLOCKS or text.startswith("from time import")
     }
     assert reading == {
         ("mpsnap/runtime/commits.py", "time.time"),  # the manifest's `wall_time`
@@ -164,24 +170,47 @@ def test_public_names_are_exact_and_sorted() -> None:
         ("mpsnap.runtime.process", ["logging", "concurrent.futures", "mpsnap.runtime.supervisor", "psutil"]),
         # As its main script may, if that starts the cluster.
         ("mpsnap.runtime.cluster", ["psutil"]),
+        # A verb brings what it needs.
+        ("mpsnap.cli", ["mpsnap.runtime.supervisor", "mpsnap.simulator", "tabulate"]),
     ],
 )
-def test_a_node_imports_little_that_only_a_supervisor_needs(imports: str, unwanted: list[str]) -> None:
+def test_little_is_imported_that_only_others_need(imports: str, unwanted: list[str]) -> None:
     program = f"import sys, {imports}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not set(unwanted) & set(done.stdout.split())
 
 
 def test_every_module_can_be_the_first_to_be_imported() -> None:
-    program = """
-import importlib, sys
-for name in sys.argv[1:]:
-    for imported in [each for each in sys.modules if each.split(".")[0] == "mpsnap"]:
-        del sys.modules[imported]
-    importlib.import_module(name)
-"""
-    names = [module for module, _ in modules() if module != "mpsnap.__main__"]
-    subprocess.run([sys.executable, "-c", program, *names], cwd=ROOT, check=True)
+    """No import leads back to where it began: else who came second would find the first half made."""
+    known = {module for module, _ in modules()}
+    needs = {module: needed_first(module, path) & known for module, path in modules()}
+    while free := {module for module, needed in needs.items() if not needed & needs.keys()}:
+        needs = {module: needed for module, needed in needs.items() if module not in free}
+    assert not needs, f"import one another: {sorted(needs)}"
+    assert "mpsnap.cli.main" in needed_first("mpsnap.cli", PACKAGE / "cli" / "__init__.py")
+    assert "tabulate" not in needed_first("mpsnap.views.tables", PACKAGE / "views" / "tables.py"), "it comes later"
+
+
+def needed_first(module: str, path: Path) -> set[str]:
+    """Return what is imported while a module is: of packages too, but for those it is in, which have begun before."""
+    found: set[str] = set()
+    todo: list[ast.AST] = [tree(path)]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            todo += node.orelse
+        elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            todo += ast.iter_child_nodes(node)
+    return {each for name in found for each in with_packages(name) if each not in with_packages(module)}
+
+
+def with_packages(module: str) -> set[str]:
+    parts = module.split(".")
+    return {".".join(parts[:k]) for k in range(1, len(parts) + 1)}
 
 
 def test_the_top_level_holds_what_the_house_has_rooms_for() -> None:

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import shutil
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import nothing_left_behind
 from histories import HOSTILE, Story, everything, hostile, large, tokens
 
 from mpsnap.core.history import History
@@ -26,45 +23,12 @@ from mpsnap.views.spacetime import Diagram, chosen_cut, diagram
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.browser]
 
-CHROMIUM = os.environ.get("MPSNAP_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-#: A browser of its own, that asks nobody anything.
-ARGUMENTS = (
-    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
-    *("--disable-sync", "--disable-extensions", "--no-first-run", "--no-default-browser-check"),
-)
 #: Left of the node lines, above them: of the page's own layout.
 TOP = 46
 #: Opens a log and returns its page.
 Opened = Callable[..., "Page"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _leaves_nothing_behind() -> Iterator[None]:
-    """Look once, behind the last test: a browser's processes come and go as it likes."""
-    with nothing_left_behind():
-        yield
-
-
-@pytest.fixture(scope="module")
-def browser(_leaves_nothing_behind: None) -> Iterator[Browser]:
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        _absent("playwright is not installed: pip install 'mpsnap[browser]'")
-    if CHROMIUM is None:
-        _absent("there is no chromium on the PATH, nor in MPSNAP_CHROMIUM")
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
-        yield started
-        started.close()
-
-
-def _absent(what: str) -> None:
-    if os.environ.get("MPSNAP_BROWSER") == "1":
-        pytest.fail(what)
-    pytest.skip(what)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
-from cli_harness import COMMAND, ENVIRONMENT, QUICK, Done, end, leaves_nothing, mpsnap, run, write
+from cli_harness import QUICK, Done, mpsnap, run, under_way, write
 from conftest import wait_until
 
 from mpsnap.cli import main
@@ -131,25 +131,11 @@ def newest(store: Path) -> int:
 
 def killed_in_the_middle(folder: Path, *arguments: str, ready: Callable[[], object]) -> None:
     """Run a command and kill its supervisor, and nothing else, as soon as something holds."""
-    started = subprocess.Popen(
-        [*COMMAND, *arguments],
-        cwd=folder,
-        env=ENVIRONMENT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    with started:
-        try:
-            wait_until(lambda: ready() or started.poll() is not None, "the moment to kill", 60)
-            assert started.poll() is None, started.communicate()
-            started.kill()
-            started.communicate(timeout=30)
-            leaves_nothing(started.pid)
-        finally:
-            end(started)
+    with under_way(*arguments, cwd=folder, stdout=subprocess.DEVNULL) as started:
+        wait_until(lambda: ready() or started.poll() is not None, "the moment to kill", 60)
+        assert started.poll() is None, started.communicate()
+        started.kill()
+        started.communicate(timeout=30)
 
 
 def begun(folder: Path, *arguments: str, snapshots: int = 0) -> None:
@@ -372,23 +358,11 @@ def test_a_resumed_run_can_be_resumed(folder: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_with_a_last_cut(folder: Path, number: signal.Signals) -> None:
-    started = subprocess.Popen(
-        [*COMMAND, "run", "--store", "kept", "--format", "json", "--duration", "60", *QUICK],
-        cwd=folder,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    with started:
-        try:
-            wait_until(lambda: newest(folder / "kept") >= 0, "the first snapshot", 30)
-            started.send_signal(number)
-            stdout, stderr = started.communicate(timeout=60)
-            leaves_nothing(started.pid)
-        finally:
-            end(started)
+    kept = ("--store", "kept", "--format", "json", "--duration", "60")
+    with under_way("run", *kept, *QUICK, cwd=folder) as started:
+        wait_until(lambda: newest(folder / "kept") >= 0, "the first snapshot", 30)
+        started.send_signal(number)
+        stdout, stderr = started.communicate(timeout=60)
     assert started.returncode == 130, stderr
     assert json.loads(stdout)["error"] is None
     with DirectoryStore(folder / "kept") as store:
@@ -716,29 +690,16 @@ def test_a_run_goes_on_under_chaos_and_no_token_is_lost(folder: Path) -> None:
 
 def test_a_node_that_others_have_stopped_hangs_and_is_replaced(folder: Path) -> None:
     """A stopped process answers no question; the deadline of hooks finds it too."""
-    started = subprocess.Popen(
-        [
-            *(*COMMAND, "run", "app.py:Idle", "--topology", "ring:2", "--store", "kept", "--handler-deadline", "0.2"),
-            *("--snapshot-every", "0.05", "--duration", "60", "--quiet", *QUICK),
-        ],
-        cwd=folder,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    with started:
-        try:
-            wait_until(lambda: newest(folder / "kept") >= 1, "a snapshot", 30)
-            victim = psutil.Process(started.pid).children()[0]
-            victim.suspend()
-            wait_until(lambda: not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE, "its end", 30)
-            wait_until(lambda: (folder / "kept" / "incarnation-1").exists(), "the next incarnation", 30)
-            started.send_signal(signal.SIGINT)
-            stdout, stderr = started.communicate(timeout=60)
-        finally:
-            end(started)
+    what = ("app.py:Idle", "--topology", "ring:2", "--store", "kept", "--handler-deadline", "0.2")
+    how = ("--snapshot-every", "0.05", "--duration", "60", "--quiet", *QUICK)
+    with under_way("run", *what, *how, cwd=folder) as started:
+        wait_until(lambda: newest(folder / "kept") >= 1, "a snapshot", 30)
+        victim = psutil.Process(started.pid).children()[0]
+        victim.suspend()
+        wait_until(lambda: not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE, "its end", 30)
+        wait_until(lambda: (folder / "kept" / "incarnation-1").exists(), "the next incarnation", 30)
+        started.send_signal(signal.SIGINT)
+        stdout, stderr = started.communicate(timeout=60)
     assert started.returncode == 130, stderr
     assert "1 death, 1 recovery, " in stdout
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_harness import COMMAND, ENVIRONMENT, QUICK, Done, end, leaves_nothing, mpsnap, run, write
+from cli_harness import COMMAND, ENVIRONMENT, QUICK, Done, end, leaves_nothing, mpsnap, run, under_way, write
 from conftest import wait_until
 
 pytestmark = pytest.mark.processes
@@ -504,25 +504,12 @@ def test_snapshots_that_nodes_begin_are_shown_too(tmp_path: Path) -> None:
 def test_without_any_argument_it_shows_what_it_is_for(tmp_path: Path) -> None:
     """Five snapshots in five seconds as tables, the first of them soon, and a last line that sums up."""
     began = time.monotonic()
-    started = subprocess.Popen(
-        [*COMMAND, "run"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env=ENVIRONMENT,
-    )
-    with started:
-        try:
-            assert started.stdout is not None
-            lines = [started.stdout.readline() for _ in range(7)]
-            first_table = time.monotonic() - began
-            rest, narration = started.communicate(timeout=60)
-        finally:
-            end(started)
+    with under_way("run", cwd=tmp_path) as started:
+        assert started.stdout is not None
+        lines = [started.stdout.readline() for _ in range(7)]
+        first_table = time.monotonic() - began
+        rest, narration = started.communicate(timeout=60)
     assert started.returncode == 0
-    leaves_nothing(started.pid)
     assert first_table < 10
     heading, header, rule, *nodes = lines
     assert re.fullmatch(

@@ -13,8 +13,8 @@ import pytest
 from cli_harness import COMMAND, ENVIRONMENT
 from fake_run import Document, FakeRun, channel_of, digest_of, fake_runs, node_of, ring_of, status_of
 from keeping import three
+from said import Said, carried_out
 
-from mpsnap.cli import main
 from mpsnap.core.errors import ClusterError, InputError, MpsnapError
 from mpsnap.server.why import why_document
 from mpsnap.views.document import snapshot_document
@@ -24,29 +24,6 @@ from mpsnap.views.tables import snapshot_table
 HOSTILE = "\x1b]0;owned\x07\nmpsnap: error: \x9b2J"
 
 
-class Said:
-    """Hold how a command ended in this process and what it said."""
-
-    def __init__(self, status: object, stdout: str, stderr: str) -> None:
-        self.status = status
-        self.stdout = stdout
-        self.stderr = stderr
-
-    @property
-    def document(self) -> Any:
-        return json.loads(self.stdout)
-
-    @property
-    def error(self) -> str:
-        """The one line on stderr."""
-        assert self.stderr.endswith("\n")
-        line = self.stderr[:-1]
-        assert line.isprintable(), "one line, and nothing in it that steers a terminal"
-        assert len(line) < 700
-        assert line.startswith("mpsnap: error: ")
-        return line.removeprefix("mpsnap: error: ")
-
-
 #: Runs one command in this process.
 Command = Callable[..., Said]
 
@@ -54,14 +31,8 @@ Command = Callable[..., Said]
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], runs: Path) -> Command:
     def execute(*arguments: str, status: int | None = 0) -> Said:
-        capsys.readouterr()
-        code: object
-        try:
-            code = main(arguments)
-        except SystemExit as end:
-            code = end.code
-        said = Said(code, *capsys.readouterr())
-        assert status in (None, code), f"{arguments} -> {code}\n{said.stdout}\n{said.stderr}"
+        said = carried_out(capsys, *arguments)
+        assert status in (None, said.status), f"{arguments} -> {said.status}\n{said.stdout}\n{said.stderr}"
         assert all(line.isprintable() for line in said.stdout.splitlines())
         return said
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-from conftest import nothing_left_behind, wait_until
-from dashboard_browser import Visits, chromium, visiting
+from conftest import wait_until
+from dashboard_browser import Visits
 from dashboard_fake import BEGAN, PAGE, Fake, content_document, diff_document, digest_document, spread, with_snapshots
 from dashboard_steps import (
     compare,
@@ -31,29 +30,7 @@ from test_browser import contrast
 with contextlib.suppress(ImportError):
     from playwright.sync_api import expect
 
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
-
-pytestmark = pytest.mark.processes
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _leaves_nothing_behind() -> Iterator[None]:
-    """Look once, behind the last test: a browser's processes come and go as it likes."""
-    with nothing_left_behind():
-        yield
-
-
-@pytest.fixture(scope="module")
-def browser(_leaves_nothing_behind: None) -> Iterator[Browser]:
-    with chromium() as started:
-        yield started
-
-
-@pytest.fixture
-def visit(browser: Browser) -> Iterator[Visits]:
-    with visiting(browser) as visits:
-        yield visits
+pytestmark = [pytest.mark.processes, pytest.mark.browser]
 
 
 # --- The link. ---

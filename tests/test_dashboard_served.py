@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 from cli_harness import COMMAND, ENVIRONMENT, end, leaves_nothing
-from conftest import nothing_left_behind, wait_until
-from dashboard_browser import chromium, watched
+from conftest import wait_until
+from dashboard_browser import watched
 from dashboard_steps import (
     answer,
     back,
@@ -39,7 +39,7 @@ with contextlib.suppress(ImportError):
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.processes, pytest.mark.browser, pytest.mark.timeout(180)]
 
 TOPOLOGY = "complete:8"
 
@@ -49,18 +49,6 @@ class Served(NamedTuple):
 
     process: subprocess.Popen[str]
     address: str
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _leaves_nothing_behind() -> Iterator[None]:
-    with nothing_left_behind():
-        yield
-
-
-@pytest.fixture(scope="module")
-def browser(_leaves_nothing_behind: None) -> Iterator[Browser]:
-    with chromium() as started:
-        yield started
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from keeping import kept, three
 
-from mpsnap.cli.main import parser
+from mpsnap.cli.main import VERBS, parser
 from mpsnap.runtime.supervisor import WINDOW
 
 ROOT = Path(__file__).parent.parent
@@ -141,6 +141,7 @@ def test_what_was_kept_reads_as_it_says(tmp_path: Path) -> None:
 def test_every_option_of_run_is_explained_in_its_help() -> None:
     verbs = next(action for action in parser()._actions if action.dest == "verb")
     assert verbs.choices is not None
+    assert list(verbs.choices) == list(VERBS), "those that are found by their first word are all there are"
     for verb in verbs.choices:
         sub = verbs.choices[verb]  # type: ignore[index]
         for action in sub._actions:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from upstream import Upstream, no_answer, run, told, until
 
+from mpsnap.core.codec import Codec
 from mpsnap.core.errors import InputError
 from mpsnap.server import client, lines
 from mpsnap.server.hub import Hub
@@ -179,6 +180,30 @@ def test_a_client_that_does_not_read_is_put_out_and_leaves_nothing(monkeypatch: 
                     assert (await at.ask(line("hello")))[0]["result"] == {"name": "tokens-1"}, "nobody else waits"
                 await until(lambda: len(os.listdir("/proc/self/fd")) == descriptors + 1, "the other end to be closed")
             await until(lambda: len(os.listdir("/proc/self/fd")) == descriptors, "its descriptor")
+
+    run(test())
+
+
+def test_who_asks_no_more_is_answered_all_the_same() -> None:
+    """A shell's `echo ... | nc -N -U` closes its direction at once; whoever has gone altogether is not waited for."""
+
+    async def test() -> None:
+        upstream = Upstream()
+        upstream.answers["state"] = no_answer
+        async with served(upstream) as at:
+            reader, writer = await at.connect()
+            writer.write(line("state", node="N1"))
+            writer.write_eof()
+            await until(lambda: upstream.times("state") == 1, "a question")
+            _, gone = await at.connect()
+            gone.write(line("state", node="N2"))
+            await until(lambda: upstream.times("state") == 2, "another one")
+            assert len(at.hub._waiting) == 2
+            gone.close()
+            await until(lambda: len(at.hub._waiting) == 1, "that of the client that has gone to be given up")
+            upstream.post("answer", upstream.numbers[0], {"state": Codec().encode(7)})
+            assert json.loads(await reader.readline())["result"] == {"node": "N1", "state": 7, "bytes": 1}
+            assert await reader.read() == b""
 
     run(test())
 

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 from cli_harness import COMMAND, ENVIRONMENT, PLAIN, cut, mpsnap, run
 from keeping import MOMENT, RING, keep, kept, round_of, three
+from said import Said, carried_out
 
 from mpsnap import GlobalSnapshot, InputError, Opaque, Pickled, SnapshotCorrupt, StoreError, open_store
 from mpsnap.cli import main
@@ -35,29 +36,6 @@ from mpsnap.views.document import snapshot_document
 GOLDEN = Path(__file__).parent / "golden"
 
 
-class Said:
-    """Hold how a command ended in this process and what it said."""
-
-    def __init__(self, status: object, stdout: str, stderr: str) -> None:
-        self.status = status
-        self.stdout = stdout
-        self.stderr = stderr
-
-    @property
-    def document(self) -> Any:
-        return json.loads(self.stdout)
-
-    @property
-    def error(self) -> str:
-        """The one line on stderr."""
-        assert self.stderr.endswith("\n")
-        line = self.stderr[:-1]
-        assert line.isprintable(), "one line, and nothing in it that steers a terminal"
-        assert len(line) < 700
-        assert line.startswith("mpsnap: error: ")
-        return line.removeprefix("mpsnap: error: ")
-
-
 #: Runs one command in this process.
 Command = Callable[..., Said]
 
@@ -69,15 +47,9 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     time.tzset()
 
     def execute(*arguments: str, status: int | None = 0) -> Said:
-        capsys.readouterr()
-        code: object
-        try:
-            code = main(arguments)
-        except SystemExit as end:
-            code = end.code
-        said = Said(code, *capsys.readouterr())
-        assert status in (None, code), f"{arguments} -> {code}\n{said.stdout}\n{said.stderr}"
-        if code == 0:
+        said = carried_out(capsys, *arguments)
+        assert status in (None, said.status), f"{arguments} -> {said.status}\n{said.stdout}\n{said.stderr}"
+        if said.status == 0:
             assert said.stderr == ""
         return said
 

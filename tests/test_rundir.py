@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from mpsnap.core.errors import ClusterError, InputError
-from mpsnap.server import rundir
+from mpsnap.server import client, rundir
 from mpsnap.server.rundir import RunDir
 
 # --- Folders of runs. ---
@@ -115,6 +115,38 @@ def test_what_the_dead_have_left_is_swept_and_the_living_never(base: Path) -> No
     for each in waiting:
         each.close()
     alive.close()
+
+
+def test_runs_are_found_in_both_places_that_are_usual(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One begun by cron, which sets no XDG_RUNTIME_DIR, and one begun in a shell, which does."""
+    session, plain, own = tmp_path / "session", tmp_path / "plain", tmp_path / "own"
+    for folder in (session, own):
+        folder.mkdir(0o700)
+    monkeypatch.setattr(rundir, "_USUAL", (f"{session}/mpsnap", f"{plain}-{{uid}}"))
+
+    def made(runtime: str, name: str) -> RunDir:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", runtime)
+        return RunDir(name)
+
+    def seen(runtime: str) -> list[str]:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", runtime)
+        return [each.name for each in rundir.living()]
+
+    with contextlib.ExitStack() as stack:
+        for run in (made(str(session), "shell"), made("", "cron"), made(str(own), "apart")):
+            stack.callback(run.close)
+        assert (tmp_path / f"plain-{os.getuid()}" / "cron").is_dir()
+        assert seen(str(session)) == seen("") == ["cron", "shell"]
+        assert seen(str(own)) == ["apart"], "whoever sets another place is by themselves there"
+        stack.callback(made("", "shell").close)
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(session))
+        with pytest.raises(InputError, match="two runs are called shell"):
+            client.find_run("shell")
+        # A folder that others may enter is refused where a run would be made, and elsewhere not looked into.
+        (tmp_path / f"plain-{os.getuid()}").chmod(0o755)
+        assert seen(str(session)) == ["shell"]
+        (tmp_path / f"plain-{os.getuid()}").chmod(0o700)
+    assert seen("") == []
 
 
 def test_a_name_is_free_as_soon_as_what_is_left_of_its_run_is_gone(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

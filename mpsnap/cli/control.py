@@ -106,7 +106,7 @@ examples:
 """
 
 
-def add_parsers(verbs: Any) -> None:
+def add_verbs(verbs: Any) -> None:
     """Add the verbs to the command line."""
     what = "List the runs of yours on this host that can be talked to."
     _add(verbs, "ps", "list the runs on this host", what, PS_EXAMPLES, _ps)

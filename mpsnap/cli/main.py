@@ -9,23 +9,35 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
 import io
 import os
 import re
 import sys
 import traceback
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NoReturn
 
 from mpsnap import __version__
-from mpsnap.cli import control, explore, export, reading, resume, run, serve, simulate
-from mpsnap.cli import top as live
 from mpsnap.cli.apps import APPS
-from mpsnap.cli.show import Result
 from mpsnap.core.errors import AppError, ConsistencyError, InputError, MpsnapError, NodeError, one_line
 from mpsnap.runtime.preflight import secure_standard_streams
 
+if TYPE_CHECKING:
+    from mpsnap.cli.show import Result
+
 EXIT_DONE, EXIT_VIOLATED, EXIT_USAGE, EXIT_UNDECIDED, EXIT_INTERRUPTED = 0, 1, 2, 3, 130
+
+#: Where the parser of each verb is made, in the order of the help. One verb needs a third of all there is to import.
+VERBS: Mapping[str, str] = {
+    **{verb: f"mpsnap.cli.{verb}" for verb in ("run", "serve", "resume", "simulate", "explore", "export")},
+    **dict.fromkeys(("list", "show", "diff", "verify", "prune"), "mpsnap.cli.reading"),
+    **dict.fromkeys(
+        ("ps", "status", "snapshot", "state", "command", "pause", "unpause", "stop", "kill", "why"),
+        "mpsnap.cli.control",
+    ),
+    "top": "mpsnap.cli.top",
+}
 
 EPILOG = """\
 exit status:
@@ -53,8 +65,8 @@ class Parser(argparse.ArgumentParser):
         _refuse(message, f"{self.prog} --help")
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole command line."""
+def parser(first: str = "") -> argparse.ArgumentParser:
+    """Return the parser of the command line: of that of one verb if `first`, its first word, is one."""
     top = Parser(
         prog="python -m mpsnap",
         description="Consistent global snapshots of running multi-process Python programs.",
@@ -65,15 +77,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"mpsnap {__version__}")
     # Not required: argparse would complain of the missing verb and not of what stands in its place.
     verbs = top.add_subparsers(dest="verb", metavar="VERB")
-    run.add_parser(verbs)
-    serve.add_parser(verbs)
-    resume.add_parser(verbs)
-    simulate.add_parser(verbs)
-    explore.add_parser(verbs)
-    export.add_parser(verbs)
-    reading.add_parsers(verbs)
-    control.add_parsers(verbs)
-    live.add_parser(verbs)
+    for module in dict.fromkeys([VERBS[first]] if first in VERBS else VERBS.values()):
+        importlib.import_module(module).add_verbs(verbs)
     for verb in verbs.choices.values():
         # For whoever mistypes one.
         verb.set_defaults(known=[option for action in verb._actions for option in action.option_strings])
@@ -113,8 +118,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    top = parser()
-    options, unknown = top.parse_known_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    top = parser(*words[:1])
+    options, unknown = top.parse_known_args(words)
     prog = top.prog if options.verb is None else f"{top.prog} {options.verb}"
     better = f"{prog} --help"
     if unknown and unknown[0].startswith("-"):

@@ -105,7 +105,7 @@ examples:
 """
 
 
-def add_parsers(verbs: Any) -> None:
+def add_verbs(verbs: Any) -> None:
     """Add the verbs to the command line."""
     what = "List the snapshots of a store: what each says of itself."
     parser = _add(verbs, "list", "list the snapshots of a store", what, LIST_EXAMPLES, _list)

@@ -40,7 +40,7 @@ examples:
 """
 
 
-def add_parser(verbs: Any) -> None:
+def add_verbs(verbs: Any) -> None:
     """Add the verb to the command line."""
     parser = add_verb(
         verbs, "resume", "go on with a run from a snapshot in its store", description=DESCRIPTION, examples=EXAMPLES

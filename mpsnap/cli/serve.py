@@ -23,7 +23,7 @@ examples:
 """
 
 
-def add_parser(verbs: Any) -> None:
+def add_verbs(verbs: Any) -> None:
     """Add the verb to the command line."""
     parser = add_verb(
         verbs, "serve", "run an app for others to see and steer", description=DESCRIPTION, examples=EXAMPLES

@@ -61,7 +61,7 @@ examples:
 """
 
 
-def add_parser(verbs: Any) -> None:
+def add_verbs(verbs: Any) -> None:
     """Add the verb to the command line."""
     parser = add_verb(
         verbs,

@@ -76,7 +76,7 @@ examples:
 """
 
 
-def add_parser(verbs: Any) -> None:
+def add_verbs(verbs: Any) -> None:
     """Add the verb to the command line."""
     what = "Watch a run: its nodes, rates, backlogs and snapshots, refreshed in place."
     parser = add_verb(verbs, "top", "watch a run on a live screen", description=what, examples=EXAMPLES)

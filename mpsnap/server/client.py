@@ -57,9 +57,12 @@ def find_run(name: str | None) -> Run:
     """
     living = [Run(*found, answers=True) for found in rundir.living()]
     if name is not None:
-        for run in living:
-            if run.name == name:
-                return run
+        named = [run for run in living if run.name == name]
+        if len(named) == 1:
+            return named[0]
+        if named:
+            where = f"{named[0].socket} and {named[1].socket}"
+            raise InputError(f"two runs are called {name}", where=where, hint="XDG_RUNTIME_DIR, set to that of one")
         others = f"; there is {', '.join(run.name for run in living)}" if living else ""
         raise InputError(f"there is no run called {name}{others}", where="--run", hint="python -m mpsnap ps")
     if len(living) == 1:

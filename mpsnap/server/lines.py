@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import json
 import os
+import select
 import socket
 import struct
 import sys
@@ -34,6 +35,8 @@ MOST_CONNECTIONS = 64
 MOST_REQUESTS = 8
 #: How long a client may leave what is written to it unread before it is put out.
 UNREAD_SECONDS = 10.0
+#: How often it is looked whether a client that asks no more is still there.
+GONE_SECONDS = 0.2
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -84,6 +87,13 @@ def _is_ours(writer: asyncio.StreamWriter) -> bool:
     return bool(_CREDENTIALS.unpack(found)[1] == os.getuid())
 
 
+def _has_gone(writer: asyncio.StreamWriter) -> bool:
+    """Return whether nobody is at the other end, rather than somebody who has closed one direction."""
+    poll = select.poll()
+    poll.register(writer.get_extra_info("socket").fileno(), 0)
+    return any(mask & select.POLLHUP for _, mask in poll.poll(0))
+
+
 class _Connection:
     """Serve one client."""
 
@@ -114,6 +124,7 @@ class _Connection:
                 task = asyncio.create_task(self._carry_out(line))
                 self._requests.add(task)
                 task.add_done_callback(self._requests.discard)
+            await self._answer_the_rest()
         except (ConnectionError, TimeoutError, asyncio.TimeoutError):
             pass  # It has gone, or does not read, or write to the end what it has begun.
         except asyncio.CancelledError:
@@ -122,6 +133,12 @@ class _Connection:
             for task in self._requests:
                 task.cancel()
             self.close()
+
+    async def _answer_the_rest(self) -> None:
+        """Go on for whoever asks no more and still listens, as `nc -N` does; not for whoever has gone."""
+        while self._requests and not (self._outgoing.is_closing() or _has_gone(self._outgoing)):
+            # Nothing tells when it goes: its end of the connection was read before.
+            await asyncio.wait(self._requests, timeout=GONE_SECONDS)
 
     async def refuse(self, error: MpsnapError) -> None:
         """Say why there is no more to be had here, and end the connection."""

@@ -13,6 +13,7 @@ Rules a maintainer keeps:
 
 - A folder is dead when nobody listens at its socket any more: the kernel says so, and no file can be wrong about it.
 - Folders are made and swept under one lock, or a sweep would take a folder whose socket is about to be bound.
+- A name is unique in one such place. Runs are looked for in both of those that are usual.
 - Nothing here is followed that is a link, and a folder that others may write to is refused: they could put a socket of
   their own there.
 """
@@ -43,6 +44,8 @@ BACKLOG = 64
 LOCK_SECONDS, LOCK_POLL_SECONDS = 5.0, 0.005
 #: How long a run without a supervisor may take to be gone.
 ORPHAN_SECONDS = 4.0
+#: Where runs are, with what most have for XDG_RUNTIME_DIR and without any.
+_USUAL = ("/run/user/{uid}/mpsnap", "/tmp/mpsnap-{uid}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 _SOCKET, _FACTS, _LOCK = "control", "run.json", ".lock"
 #: Locks between processes do not hold between the threads of one.
@@ -147,7 +150,14 @@ def remove(path: str) -> None:
 def living() -> list[Found]:
     """Return the runs of this user on this host, by name; what dead ones have left is removed."""
     with _locked() as base:
-        return _sweep(base)
+        found = _sweep(base)
+    usual = [place.format(uid=os.getuid()) for place in _USUAL]
+    # A job of cron's has no XDG_RUNTIME_DIR, and a shell has. Whoever has set another one wants to be by themselves.
+    for other in usual if base in usual else ():
+        if other != base and _is_ours(other):
+            with _holding(other):
+                found += _sweep(other)
+    return sorted(found)
 
 
 @contextlib.contextmanager
@@ -190,7 +200,7 @@ def _lock(fd: int, path: str) -> None:
 
 def _base() -> str:
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    base = os.path.join(runtime, "mpsnap") if _is_ours(runtime) else f"/tmp/mpsnap-{os.getuid()}"
+    base = os.path.join(runtime, "mpsnap") if _is_ours(runtime) else _USUAL[-1].format(uid=os.getuid())
     with contextlib.suppress(FileExistsError):
         try:
             os.mkdir(base, 0o700)

@@ -11,8 +11,6 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
-from tabulate import tabulate
-
 from mpsnap.core.errors import one_line
 from mpsnap.core.jsonform import dumps
 from mpsnap.core.kinds import Opaque
@@ -168,6 +166,9 @@ def count(number: int, noun: str) -> str:
 def table(rows: Sequence[Sequence[object]], headers: Sequence[str], alignment: str) -> str:
     """Return rows as a table; `alignment` has an `l` or `r` a column."""
     sides = [{"l": "left", "r": "right"}[side] for side in alignment]
+    # Imported here: it takes as long as all that is ours, and whoever asks for JSON needs nothing of it.
+    from tabulate import tabulate
+
     # Text stays text: tabulate would otherwise read a state of "1e5" as a number and print 100000.
     text = tabulate(rows, headers=headers, disable_numparse=True, colalign=sides)
     return "\n".join(line.rstrip() for line in text.splitlines())

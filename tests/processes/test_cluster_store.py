@@ -189,7 +189,7 @@ def test_a_program_that_was_killed_goes_on_where_its_cluster_was(tmp_path: Path)
 def test_a_program_can_go_on_from_an_older_snapshot(tmp_path: Path) -> None:
     """What was done since is done again; and when the newest one is damaged, the error says which one there is."""
     kept = tmp_path / "kept"
-    counts = {}
+    counts: dict[int, Any] = {}
     with Cluster("ring:2", Obedient, store=kept) as cluster:
         for _ in range(3):
             count = cluster.command("N1", "count")
@@ -232,6 +232,7 @@ def test_a_clock_that_is_set_to_another_day_changes_labels_alone(
                 assert cluster.command("N1", "count") == count + 5 * (life - 1)
                 snapshot = cluster.snapshot()
                 snapshot.verify()
+                assert snapshot.duration is not None
                 assert 0 <= snapshot.duration < 60
         with mpsnap.open_store(kept) as store:
             numbers = store.numbers()

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_harness import COMMAND, ENVIRONMENT, QUICK, Done, mpsnap
-from conftest import wait_until
+from cli_harness import COMMAND, ENVIRONMENT, QUICK, Done, mpsnap, under_way
 from harness import send_on
 
 from mpsnap.core.history import Entry, History, parse_log
@@ -204,21 +202,11 @@ def test_a_limit_keeps_the_newest_and_says_how_many_there_were(tmp_path: Path) -
 
 
 def test_what_a_killed_supervisor_leaves_can_be_drawn_and_is_taken_away_by_the_next_run(tmp_path: Path) -> None:
-    victim = subprocess.Popen(
-        [*COMMAND, "run", "--duration", "60", "--log", "run.log", *QUICK],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
-    with victim:
+    with under_way("run", "--duration", "60", "--log", "run.log", *QUICK, cwd=tmp_path) as victim:
         assert victim.stdout is not None
         victim.stdout.readline()
-        group = victim.pid
         victim.kill()
-    wait_until(lambda: not any_left(group), "the nodes of a killed supervisor end")
+        victim.communicate(timeout=60)
     assert (tmp_path / "run.log.parts").is_dir()
     assert oct((tmp_path / "run.log.parts").stat().st_mode)[-3:] == "700"
     drawn = mpsnap("export", "run.log", "--as", "shiviz", cwd=tmp_path)
@@ -226,14 +214,6 @@ def test_what_a_killed_supervisor_leaves_can_be_drawn_and_is_taken_away_by_the_n
     assert len(drawn.stdout.splitlines()) > 20
     _, history = run(tmp_path, "--snapshots", "1", *QUICK)
     assert history.entries
-
-
-def any_left(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def test_ctrl_c_leaves_a_whole_log(tmp_path: Path) -> None:
