@@ -21,11 +21,12 @@ from mpsnap.core.errors import (
     StoreError,
     TopologyError,
 )
+from mpsnap.core.forms import parse_topology
 from mpsnap.core.kinds import Opaque, Pickled
 from mpsnap.core.node import Context, Node
 from mpsnap.core.protocol import SnapshotId
 from mpsnap.core.snapshot import GlobalSnapshot, NodeSnapshot
-from mpsnap.core.topology import Channel, Topology, parse_topology
+from mpsnap.core.topology import Channel, Topology
 
 if TYPE_CHECKING:
     from mpsnap.core.diff import SnapshotDiff

@@ -20,7 +20,7 @@ from typing import Any, cast
 from urllib.parse import quote, unquote
 
 import mpsnap
-from mpsnap.core.topology import parse_topology
+from mpsnap.core.forms import parse_topology
 
 Document = dict[str, Any]
 

@@ -11,8 +11,9 @@ from cli_harness import PLAIN, cut
 from stores import stage
 
 from mpsnap.core.codec import Codec
+from mpsnap.core.forms import parse_topology
 from mpsnap.core.snapshot import Captured, GlobalSnapshot, Timer
-from mpsnap.core.topology import Topology, parse_topology
+from mpsnap.core.topology import Topology
 from mpsnap.store.contract import SnapshotStore
 from mpsnap.store.directory import DirectoryStore
 from mpsnap.store.manifest import NodeEntry, describe

@@ -13,7 +13,8 @@ from cli_harness import QUICK, cut, mpsnap
 
 from mpsnap.apps.bank import ACCOUNTS, audit
 from mpsnap.apps.tokens import conserved
-from mpsnap.core.topology import Topology, parse_topology
+from mpsnap.core.forms import parse_topology
+from mpsnap.core.topology import Topology
 
 PAIR = Topology(["A", "B"], [("A", "B"), ("B", "A")], {"A": 3, "B": 4})
 

@@ -20,9 +20,10 @@ from keeping import RING, three
 from mpsnap.core.codec import Codec, Opaque, Pickled
 from mpsnap.core.diff import Change, ChannelDiff, SnapshotDiff, TimerChange, diff_values
 from mpsnap.core.errors import InputError
+from mpsnap.core.forms import parse_topology
 from mpsnap.core.path import element_step, joined, key_step, look_up
 from mpsnap.core.snapshot import Captured, GlobalSnapshot, Timer
-from mpsnap.core.topology import Topology, parse_topology
+from mpsnap.core.topology import Topology
 
 
 @dataclass

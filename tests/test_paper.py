@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from harness import CoreWorld, Sent, Taken, TokenWorld, World, graph, snap, tokens_in
 
+from mpsnap.core.forms import parse_topology
 from mpsnap.core.node import Context, Node
 from mpsnap.core.protocol import LocalSnapshot, Marker, Message, Report, SendMarker
-from mpsnap.core.topology import Topology, parse_topology
+from mpsnap.core.topology import Topology
 
 PAIR = graph("p<->q")
 S = snap("p")

@@ -12,9 +12,10 @@ import pytest
 
 from mpsnap.core.codec import Encoded
 from mpsnap.core.errors import AppError, InputError
+from mpsnap.core.forms import parse_topology
 from mpsnap.core.node import Context, Node, parameters
 from mpsnap.core.program import Program, assign, codec_of, load_module, load_node_class, load_object, reference_to
-from mpsnap.core.topology import Topology, parse_topology
+from mpsnap.core.topology import Topology
 
 RING = parse_topology("ring:3")
 HERE = __name__

@@ -27,8 +27,9 @@ from mpsnap.cli import main
 from mpsnap.cli.main import parser
 from mpsnap.core.codec import Codec
 from mpsnap.core.errors import ConsistencyError
+from mpsnap.core.forms import parse_topology
 from mpsnap.core.snapshot import Captured, Timer
-from mpsnap.core.topology import Topology, parse_topology
+from mpsnap.core.topology import Topology
 from mpsnap.store.directory import DirectoryStore
 from mpsnap.store.manifest import MANIFEST, _render
 from mpsnap.views.document import snapshot_document

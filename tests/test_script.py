@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpsnap.core.errors import ScriptError
+from mpsnap.core.forms import parse_topology
 from mpsnap.core.script import Script, Send, Snapshot, Tick, parse_events
-from mpsnap.core.topology import Topology, parse_top, parse_topology
+from mpsnap.core.topology import Topology, parse_top
 
 SCENARIOS = Path(__file__).parent / "scenarios"
 NAMES = sorted(path.stem for path in SCENARIOS.glob("*.top"))

@@ -13,9 +13,9 @@ from uuid import UUID
 import pytest
 from cli_harness import cut
 
+from mpsnap.core.forms import parse_topology
 from mpsnap.core.jsonform import to_json
 from mpsnap.core.kinds import Opaque
-from mpsnap.core.topology import parse_topology
 from mpsnap.views.document import snapshot_document
 from mpsnap.views.tables import shown, snapshot_table
 from mpsnap.views.told import from_json, told_snapshot_table

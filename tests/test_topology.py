@@ -13,17 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpsnap.core.errors import InputError, TopologyError
-from mpsnap.core.topology import (
-    FORMS,
-    Channel,
-    Topology,
-    is_spec,
-    parse_top,
-    parse_topology,
-    significant_lines,
-    suggestion,
-    whole_number,
-)
+from mpsnap.core.forms import FORMS, is_spec, parse_topology
+from mpsnap.core.topology import Channel, Topology, parse_top
+from mpsnap.core.words import significant_lines, suggestion, whole_number
 
 
 def refusal(caught: pytest.ExceptionInfo[InputError]) -> tuple[str | None, str, str | None]:

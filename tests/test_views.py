@@ -17,8 +17,9 @@ from cli_harness import cut
 
 from mpsnap.core.codec import Codec
 from mpsnap.core.errors import MpsnapError
+from mpsnap.core.forms import parse_topology
 from mpsnap.core.snapshot import GlobalSnapshot
-from mpsnap.core.topology import Topology, parse_topology
+from mpsnap.core.topology import Topology
 from mpsnap.views.document import error_document, output_document, run_document, snapshot_document
 from mpsnap.views.snapfile import snap_text
 from mpsnap.views.tables import (

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from mpsnap.core.errors import InputError, MpsnapError
-from mpsnap.core.topology import parse_topology
+from mpsnap.core.forms import parse_topology
 from mpsnap.server.hub import Hub
 from mpsnap.server.link import Splitter, frame
 

@@ -10,9 +10,11 @@ from types import ModuleType
 from typing import NamedTuple, NoReturn
 
 from mpsnap.core.errors import AppError, InputError, TopologyError
+from mpsnap.core.forms import FORMS, is_spec, parse_topology
 from mpsnap.core.node import Node
 from mpsnap.core.program import NodeSpec, load_module, load_object
-from mpsnap.core.topology import FORMS, MAX_FILE_BYTES, Topology, is_spec, listed, parse_top, parse_topology
+from mpsnap.core.topology import Topology, parse_top
+from mpsnap.core.words import MAX_FILE_BYTES, listed
 
 #: Our own apps by name.
 APPS = {

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from mpsnap.cli.options import add_verb
 from mpsnap.cli.show import Result, write_out
 from mpsnap.core.errors import ConsistencyError, InputError, MpsnapError, one_line
-from mpsnap.core.topology import shown, suggestion
+from mpsnap.core.words import shown, suggestion
 from mpsnap.server import client
 from mpsnap.views.reading import bytes_shown, value_table
 from mpsnap.views.running import digest_line, runs_table, status_text, why_text

@@ -13,7 +13,7 @@ from mpsnap.cli.options import add_verb, whole
 from mpsnap.cli.show import Result, open_output, write_out, writing
 from mpsnap.core.errors import InputError, one_line
 from mpsnap.core.history import History, parse_log
-from mpsnap.core.topology import listed, shown
+from mpsnap.core.words import listed, shown
 from mpsnap.runtime.journal import entries_so_far
 from mpsnap.views.dot import dot_text
 from mpsnap.views.html import html_text

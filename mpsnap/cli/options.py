@@ -20,7 +20,8 @@ from mpsnap.core.node import Node
 from mpsnap.core.program import Program, assign, load_object
 from mpsnap.core.script import Script, parse_events
 from mpsnap.core.snapshot import GlobalSnapshot, Invariant
-from mpsnap.core.topology import MAX_NUMBER, Topology, shown, whole_number
+from mpsnap.core.topology import Topology
+from mpsnap.core.words import MAX_NUMBER, shown, whole_number
 
 #: Each snapshot that is open costs every node time at every message.
 MAX_CONCURRENT = 1000

@@ -25,7 +25,7 @@ from mpsnap.core.errors import (
 from mpsnap.core.jsonform import to_json
 from mpsnap.core.path import look_up, parse_path
 from mpsnap.core.snapshot import GlobalSnapshot
-from mpsnap.core.topology import listed, shown, suggestion
+from mpsnap.core.words import listed, shown, suggestion
 from mpsnap.store.directory import DirectoryStore
 from mpsnap.store.opening import StoredSnapshots, open_store
 from mpsnap.views.difference import diff_table

@@ -19,7 +19,7 @@ from mpsnap.cli.storing import add_recovery, complete, kept, opened, recovery_of
 from mpsnap.core.errors import CodecError, InputError, SnapshotIncompatible
 from mpsnap.core.program import Program, assign, codec_of
 from mpsnap.core.snapshot import GlobalSnapshot
-from mpsnap.core.topology import listed
+from mpsnap.core.words import listed
 from mpsnap.runtime.stored import choose, read_all
 from mpsnap.store.contract import SnapshotReader
 from mpsnap.store.manifest import Manifest, check_compatible

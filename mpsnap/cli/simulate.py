@@ -32,7 +32,7 @@ from mpsnap.core.errors import InputError, MpsnapError, OutputError, SnapshotErr
 from mpsnap.core.events import Event, SnapshotAbandoned, SnapshotCompleted
 from mpsnap.core.script import Script, Send, Snapshot, Tick
 from mpsnap.core.snapshot import check_invariants
-from mpsnap.core.topology import significant_lines, whole_number
+from mpsnap.core.words import significant_lines, whole_number
 from mpsnap.simulator.simulator import DelayModel, Simulator, listed_delays, random_delays
 
 DEFAULT_TICKS = 100

@@ -15,7 +15,7 @@ from typing import Any
 from mpsnap.cli.emit import EmitFile
 from mpsnap.cli.options import positive, seconds, whole
 from mpsnap.core.errors import InputError, StoreError
-from mpsnap.core.topology import shown
+from mpsnap.core.words import shown
 from mpsnap.runtime.chaos import Rates
 from mpsnap.runtime.recovery import BUDGET_SECONDS, KEEP, MOST_RESTARTS, Recovery
 from mpsnap.store.directory import DirectoryStore

@@ -24,7 +24,7 @@ from mpsnap.core.errors import InputError
 from mpsnap.core.inside import Inside, inside
 from mpsnap.core.jsonform import dumps, to_json
 from mpsnap.core.kinds import NATIVE, Opaque, Pickled
-from mpsnap.core.topology import listed, shown, suggestion
+from mpsnap.core.words import listed, shown, suggestion
 
 _NAME = re.compile(r"[^\W\d]\w*")
 _CLOSING = {"[": "]", "{": "}", "(": ")"}

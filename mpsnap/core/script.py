@@ -16,15 +16,8 @@ from __future__ import annotations
 from typing import Final, NamedTuple, TypeAlias
 
 from mpsnap.core.errors import ScriptError
-from mpsnap.core.topology import (
-    MAX_NUMBER,
-    Topology,
-    listed,
-    shown,
-    significant_lines,
-    suggestion,
-    whole_number,
-)
+from mpsnap.core.topology import Topology
+from mpsnap.core.words import MAX_NUMBER, listed, shown, significant_lines, suggestion, whole_number
 
 #: Most ticks of one step; as milliseconds, eleven days.
 MAX_TICKS: Final = 10**9

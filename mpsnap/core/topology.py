@@ -1,8 +1,7 @@
-"""Which nodes there are and which channels join them: the value, its notation and its file format.
+"""Which nodes there are and which channels join them: the value and its file format.
 
-This module owns `Channel`, `Topology`, the short specifications (`ring:4`), the `.top` format, and how a line-based
-input file is read (`significant_lines`), which `.events` scripts share. It must not know what runs on a topology, how
-many nodes a machine can hold, or how bytes come out of a file.
+This module owns `Channel`, `Topology` and the `.top` format. It must not know what runs on a topology, how many nodes a
+machine can hold, or how bytes come out of a file.
 
 Rules for maintainers:
 
@@ -14,45 +13,21 @@ Rules for maintainers:
 
 from __future__ import annotations
 
-import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from hashlib import sha256
 from types import MappingProxyType
 from typing import Final, NamedTuple, NoReturn
 
-from mpsnap.core.errors import InputError, TopologyError
-from mpsnap.core.rng import CounterRandom
+from mpsnap.core.errors import TopologyError
+from mpsnap.core.words import WHOLE, shortened, shown, significant_lines, suggestion, whole_number
 
 #: What a node holds when nothing else is said.
 DEFAULT_TOKENS: Final = 10
-#: Largest specification accepted. A file is bounded by its size alone, a short text could ask for anything.
-MAX_SPEC_NODES: Final = 1_000_000
-MAX_SPEC_CHANNELS: Final = 2_000_000
-#: Largest input file, in bytes, and longest line, in characters.
-MAX_FILE_BYTES: Final = 64 << 20
-MAX_LINE: Final = 4096
-#: Numbers in files are below this, so that any program can hold them.
-MAX_NUMBER: Final = 1 << 63
-
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NAME_RULE: Final = "1 to 64 characters of A-Z a-z 0-9 . _ - that start with a letter or digit"
-_WHOLE: Final = re.compile(r"0|[1-9][0-9]*")
-_DECIMAL: Final = re.compile(r"(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]{1,3})?")
-_LONE_CR: Final = re.compile(r"\r(?!\n)")
-_ODD_SPACE: Final = re.compile(r"[^\S \t]")
-_BOMS: Final = (
-    (b"\xef\xbb\xbf", "UTF-8"),
-    (b"\xff\xfe\x00\x00", "UTF-32"),
-    (b"\x00\x00\xfe\xff", "UTF-32"),
-    (b"\xff\xfe", "UTF-16"),
-    (b"\xfe\xff", "UTF-16"),
-)
-# Comparing a word with this many names takes about a tenth of a second; an error may not take longer than the parsing.
-_MAX_COMPARED: Final = 10_000
 
 
 class Channel(NamedTuple):
@@ -265,59 +240,6 @@ class Topology:
             raise TopologyError(f"there is no node {shown(node)}", hint=suggestion(node, self.nodes))
 
 
-def parse_topology(spec: str) -> Topology:
-    """Make a topology of a specification such as `ring:4`, `grid:2x3` or `random:20:0.1:7`.
-
-    The nodes are N1, N2 and so on with 10 tokens each; a grid is numbered row by row. `random` is the same for the same
-    text, always: a cycle through all nodes in random order, and each other ordered pair with probability P. One node
-    alone has no channels in any form.
-
-    Raises:
-        TopologyError: The form is unknown, a number is missing, malformed or out of range, or there would be more than
-            1,000,000 nodes or 2,000,000 channels (of `random`: on average). Nothing is built before this is clear.
-
-    >>> [str(channel) for channel in parse_topology("line:3").channels]
-    ['N1->N2', 'N2->N3']
-    """
-    word, colon, rest = spec.partition(":")
-    form = _FORMS.get(word)
-    where = _shortened(spec)
-    if form is None:
-        hint = suggestion(word, _FORMS, otherwise="one of these, or a .top file")
-        raise TopologyError(f"unknown topology {shown(word)}; the forms are {', '.join(FORMS)}", where=where, hint=hint)
-    texts = rest.split(form.separator) if colon else []
-    if len(texts) != len(form.parameters):
-        raise TopologyError(f"this is not of the form {form.syntax}", where=where, hint=form.example)
-    values: dict[str, float] = {}
-    for parameter, text in zip(form.parameters, texts, strict=True):
-        try:
-            values[parameter] = _PARAMETERS[parameter](text)
-        except ValueError as problem:
-            raise TopologyError(f"{parameter} must be {problem}", where=where, hint=form.example) from None
-    size = int(values["R"] * values["C"] if "R" in values else values["N"])
-    if size > MAX_SPEC_NODES:
-        raise TopologyError(f"{size:,} nodes are more than the {MAX_SPEC_NODES:,} of a specification", where=where)
-    count = form.total(*values.values())
-    if count > MAX_SPEC_CHANNELS:
-        raise TopologyError(
-            f"{round(count):,} channels are more than the {MAX_SPEC_CHANNELS:,} of a specification", where=where
-        )
-    names = [f"N{number}" for number in range(1, size + 1)]
-    return Topology(names, ((names[src], names[dst]) for src, dst in form.edges(*values.values())), name=spec)
-
-
-def is_spec(text: str) -> bool:
-    """Tell whether a command-line argument means a specification rather than a file's name.
-
-    It does if it begins with the name of a form, or has a colon but no slash, so that a misspelt form is told as such
-    and not as a missing file. A name that ends in `.top` is a file; `./` in front makes a file of anything.
-    """
-    if text.endswith(".top"):
-        return False
-    word, colon, _ = text.partition(":")
-    return word in _FORMS or (bool(colon) and "/" not in text)
-
-
 def parse_top(data: bytes, source: str) -> Topology:
     r"""Make a topology of a `.top` file's bytes.
 
@@ -355,7 +277,7 @@ def parse_top(data: bytes, source: str) -> Topology:
         elif len(fields) != 2:
             raise _expected("`src dst`, a channel", fields, draft.where(line))
         else:
-            if fields[0] not in draft.nodes and _WHOLE.fullmatch(fields[1]) and fields[1] not in draft.nodes:
+            if fields[0] not in draft.nodes and WHOLE.fullmatch(fields[1]) and fields[1] not in draft.nodes:
                 raise TopologyError(
                     f"expected `src dst`, a channel, after the nodes ({announced}); found {shown(' '.join(fields))}",
                     where=draft.where(line),
@@ -371,128 +293,6 @@ def parse_top(data: bytes, source: str) -> Topology:
     topology = object.__new__(Topology)
     topology._adopt(draft, source)
     return topology
-
-
-def significant_lines(data: bytes, source: str, error: type[InputError]) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number and the fields of each line that has any, comments left out.
-
-    Lines end in LF or CRLF and are numbered from 1; fields are separated by spaces and tabs; a comment goes from `#` to
-    the end of its line. The whole file is looked at before the first line comes out.
-
-    Args:
-        data: What the file holds.
-        source: What to call it in errors.
-        error: The class to raise.
-
-    Raises:
-        InputError: As `error`. The file is larger than 64 MiB, starts with a byte order mark, is not UTF-8, holds a NUL
-            or a CR that ends no line, a line is longer than 4096 characters, or fields are separated by anything else.
-            `where` is file:line, except for a file too large.
-    """
-    if len(data) > MAX_FILE_BYTES:
-        raise error(f"the file has {len(data):,} bytes, more than the {MAX_FILE_BYTES:,} allowed", where=source)
-    for mark, encoding in _BOMS:
-        if data.startswith(mark):
-            raise error(
-                f"the file starts with a byte order mark (BOM) of {encoding}",
-                where=f"{source}:1",
-                hint="saving it as plain UTF-8 without BOM",
-            )
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as problem:
-        line = data.count(b"\n", 0, problem.start) + 1
-        raise error(
-            f"the file is not UTF-8: byte 0x{data[problem.start]:02x}",
-            where=f"{source}:{line}",
-            hint="saving it as plain UTF-8",
-        ) from None
-    nul = text.find("\0")
-    if nul >= 0:
-        raise error("the line holds a NUL character", where=f"{source}:{text.count(chr(10), 0, nul) + 1}")
-    # Also in a comment: what such a file shows as its next line would silently be part of it.
-    if lone := _LONE_CR.search(text):
-        line = text.count("\n", 0, lone.start()) + 1
-        raise error("the line holds a CR that ends no line", where=f"{source}:{line}", hint="line ends of LF or CR LF")
-    # One line at a time: a list of all would take 8 bytes per line of a file of nothing but line ends.
-    start, number = 0, 0
-    while start < len(text):
-        end = text.find("\n", start)
-        if end < 0:
-            end = len(text)
-        number += 1
-        if end - start > MAX_LINE:
-            raise error(
-                f"the line has {end - start:,} characters, more than the {MAX_LINE:,} allowed",
-                where=f"{source}:{number}",
-            )
-        body = text[start:end].partition("#")[0].removesuffix("\r")
-        start = end + 1
-        # `split` separates at any white space of Unicode, which nobody can tell from a space by looking.
-        if not body.isprintable() and (odd := _ODD_SPACE.search(body)):
-            raise error(
-                f"the line holds the white space U+{ord(odd[0]):04X}",
-                where=f"{source}:{number}",
-                hint="spaces or tabs between the fields",
-            )
-        if fields := body.split():
-            yield number, fields
-
-
-def whole_number(text: str, *, least: int = 0, most: int = MAX_NUMBER - 1) -> int:
-    """Return the number that a text of ASCII digits stands for.
-
-    Raises:
-        ValueError: It is anything else or out of range. The message is what the number must be, and what it is, to be
-            put behind "... must be".
-    """
-    rule = "a whole number" + (f" >= {least}" if least else "")
-    if not _WHOLE.fullmatch(text):
-        if re.fullmatch(r"0[0-9]+", text):
-            rule += " without leading zeros"
-        elif re.fullmatch(r"-[0-9]+", text):
-            rule = f"a whole number >= {least}"
-        raise ValueError(f"{rule}, not {shown(text)}")
-    # By length first: a number of a million digits takes long to convert, and Python refuses it in another way.
-    if len(text) > len(str(most)) or int(text) > most:
-        raise ValueError(f"at most {most}, not {_shortened(text)}")
-    if int(text) < least:
-        raise ValueError(f"{rule}, not {text}")
-    return int(text)
-
-
-def suggestion(word: str, known: Iterable[str], *, otherwise: str | None = None) -> str | None:
-    """Return a hint for a word that is not among the known ones: the closest of them, or the first few.
-
-    Args:
-        word: What was found.
-        known: What could have been meant.
-        otherwise: The hint if nothing is close; without it, the first few known ones.
-    """
-    names = tuple(known)
-    if len(word) <= 64 and len(names) <= _MAX_COMPARED:
-        # In another case first: to difflib, n1 and N1 have nothing in common.
-        folded = word.casefold()
-        close = [name for name in names if name.casefold() == folded] or get_close_matches(word, names)
-        if close:
-            return " or ".join(close)
-    return listed(names) if otherwise is None else otherwise
-
-
-def listed(names: Iterable[str]) -> str:
-    """Return the first few names as text, and how many more there are."""
-    every = tuple(names)
-    more = f" and {len(every) - 8} more" if len(every) > 8 else ""
-    return ", ".join(every[:8]) + more
-
-
-def shown(value: object) -> str:
-    """Return a value found in the input as it can stand in an error: quoted, on one line, not too long."""
-    return repr(value if not isinstance(value, str) else _shortened(value))
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _expected(what: str, fields: list[str], where: str | None) -> TopologyError:
@@ -555,7 +355,7 @@ class _Draft:
         known_src, known_dst = self.nodes.get(src), self.nodes.get(dst)
         if known_src is None or known_dst is None:
             unknown = src if known_src is None else dst
-            self._refuse_unknown(unknown, f"channel {_shortened(f'{src}->{dst}')} needs {shown(unknown)}", line)
+            self._refuse_unknown(unknown, f"channel {shortened(f'{src}->{dst}')} needs {shown(unknown)}", line)
         if src == dst:
             raise TopologyError(f"channel {src}->{dst} joins a node with itself", where=self.where(line))
         lines = self.outbound.get(known_src)
@@ -575,116 +375,3 @@ class _Draft:
     def _refuse_unknown(self, name: str, problem: str, line: int) -> NoReturn:
         hint = suggestion(name, self.nodes) if isinstance(name, str) else None
         raise TopologyError(f"{problem}, which is not a node", where=self.where(line), hint=hint)
-
-
-class _Form(NamedTuple):
-    """Describe one form of specification; the functions take its parameters' values in order."""
-
-    syntax: str
-    separator: str
-    parameters: tuple[str, ...]
-    example: str
-    #: How many channels there will be, or on average.
-    total: Callable[..., float]
-    #: The channels, as pairs of places in the list of nodes.
-    edges: Callable[..., Iterator[tuple[int, int]]]
-
-
-def _ring(size: int) -> Iterator[tuple[int, int]]:
-    return ((place, (place + 1) % size) for place in range(size) if size > 1)
-
-
-def _biring(size: int) -> Iterator[tuple[int, int]]:
-    for src, dst in _ring(size):
-        yield src, dst
-        # A ring of two already has both directions.
-        if size > 2:
-            yield dst, src
-
-
-def _line(size: int) -> Iterator[tuple[int, int]]:
-    return ((place, place + 1) for place in range(size - 1))
-
-
-def _star(size: int) -> Iterator[tuple[int, int]]:
-    for place in range(1, size):
-        yield 0, place
-        yield place, 0
-
-
-def _grid(rows: int, columns: int) -> Iterator[tuple[int, int]]:
-    for row in range(rows):
-        for column in range(columns):
-            place = row * columns + column
-            if column + 1 < columns:
-                yield place, place + 1
-                yield place + 1, place
-            if row + 1 < rows:
-                yield place, place + columns
-                yield place + columns, place
-
-
-def _complete(size: int) -> Iterator[tuple[int, int]]:
-    return ((src, dst) for src in range(size) for dst in range(size) if src != dst)
-
-
-def _random(size: int, probability: float, seed: int) -> Iterator[tuple[int, int]]:
-    rng = CounterRandom(seed)
-    cycle = list(range(size))
-    rng.shuffle(cycle)
-    for src, dst in _ring(size):
-        yield cycle[src], cycle[dst]
-    # What is left of each node are the size - 2 others that come later in the cycle than its successor. Numbered
-    # through, all these pairs are tossed for; the next one that wins is a geometrically distributed number of pairs
-    # ahead, so that a sparse graph takes as many draws as it has channels.
-    pairs = size * (size - 2)
-    if probability == 0 or pairs <= 0:
-        return
-    pair = -1
-    while True:
-        # 1 - random() is in (0, 1], of which there is always a logarithm.
-        skipped = math.log(1 - rng.random()) / math.log1p(-probability) if probability < 1 else 0.0
-        if skipped >= pairs - pair - 1:
-            return
-        pair += int(skipped) + 1
-        src, ahead = divmod(pair, size - 2)
-        yield cycle[src], cycle[(src + 2 + ahead) % size]
-
-
-def _size(text: str) -> int:
-    return whole_number(text, least=1, most=MAX_SPEC_NODES)
-
-
-def _probability(text: str) -> float:
-    if not _DECIMAL.fullmatch(text) or not 0 <= float(text) <= 1:
-        raise ValueError(f"a number from 0 to 1 such as 0.25, not {shown(text)}")
-    return float(text)
-
-
-_PARAMETERS: Final[Mapping[str, Callable[[str], float]]] = {
-    "N": _size,
-    "R": _size,
-    "C": _size,
-    "P": _probability,
-    "SEED": whole_number,
-}
-
-_FORMS: Final[Mapping[str, _Form]] = {
-    "ring": _Form("ring:N", ":", ("N",), "ring:4", lambda n: n if n > 1 else 0, _ring),
-    "biring": _Form("biring:N", ":", ("N",), "biring:4", lambda n: 2 * n if n > 2 else 2 * (n - 1), _biring),
-    "line": _Form("line:N", ":", ("N",), "line:4", lambda n: n - 1, _line),
-    "star": _Form("star:N", ":", ("N",), "star:5", lambda n: 2 * (n - 1), _star),
-    "grid": _Form("grid:RxC", "x", ("R", "C"), "grid:2x3", lambda r, c: 2 * (r * (c - 1) + c * (r - 1)), _grid),
-    "complete": _Form("complete:N", ":", ("N",), "complete:4", lambda n: n * (n - 1), _complete),
-    "random": _Form(
-        "random:N:P:SEED",
-        ":",
-        ("N", "P", "SEED"),
-        "random:20:0.1:7",
-        lambda n, p, _seed: n + p * n * (n - 2) if n > 1 else 0,
-        _random,
-    ),
-}
-
-#: The forms of a specification, for help texts.
-FORMS: Final[tuple[str, ...]] = tuple(form.syntax for form in _FORMS.values())

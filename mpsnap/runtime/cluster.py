@@ -41,10 +41,11 @@ from mpsnap.core.events import (
     SnapshotCompleted,
     SurplusKept,
 )
+from mpsnap.core.forms import parse_topology
 from mpsnap.core.program import NodeSpec, assign
 from mpsnap.core.protocol import SnapshotId
 from mpsnap.core.snapshot import MOST_STORED, GlobalSnapshot, Invariant, check_invariants
-from mpsnap.core.topology import Topology, parse_topology
+from mpsnap.core.topology import Topology
 from mpsnap.runtime.calls import Calls, taken
 from mpsnap.runtime.main_script import refuse_to_start_in_a_node, refuse_what_a_session_cannot_ship
 from mpsnap.runtime.recovering import RecoveringSupervisor

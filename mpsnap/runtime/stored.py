@@ -13,7 +13,8 @@ from typing import Any
 
 from mpsnap.core.errors import InputError, SnapshotCorrupt, StoreError
 from mpsnap.core.program import Program
-from mpsnap.core.topology import Topology, listed
+from mpsnap.core.topology import Topology
+from mpsnap.core.words import listed
 from mpsnap.runtime.recovery import Recovery
 from mpsnap.store.contract import SnapshotReader, is_recovery_point
 from mpsnap.store.directory import DirectoryStore

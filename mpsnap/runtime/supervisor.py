@@ -29,7 +29,8 @@ from mpsnap.core.events import ClusterStarted, ClusterStopped, Event, Logged
 from mpsnap.core.program import Program, codec_of
 from mpsnap.core.protocol import SnapshotId
 from mpsnap.core.snapshot import GlobalSnapshot
-from mpsnap.core.topology import Topology, shown, suggestion
+from mpsnap.core.topology import Topology
+from mpsnap.core.words import shown, suggestion
 from mpsnap.runtime import preflight
 from mpsnap.runtime.commits import Commits
 from mpsnap.runtime.contact import Contact

@@ -26,7 +26,8 @@ from typing import Any, TypeVar
 from mpsnap.core.codec import Codec
 from mpsnap.core.errors import ClusterError, InputError, MpsnapError
 from mpsnap.core.jsonform import to_json
-from mpsnap.core.topology import Topology, shown, suggestion
+from mpsnap.core.topology import Topology
+from mpsnap.core.words import shown, suggestion
 from mpsnap.server import stacks
 from mpsnap.server.link import Splitter, frame
 from mpsnap.server.looking import Snapshots

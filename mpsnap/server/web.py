@@ -30,7 +30,7 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 
 from mpsnap.core.errors import InputError
-from mpsnap.core.topology import shown
+from mpsnap.core.words import shown
 from mpsnap.server.connections import serve_connections
 from mpsnap.server.guard import OBJECT, Gone, Guard, Refused, Rules, Way
 from mpsnap.server.metrics import Metrics

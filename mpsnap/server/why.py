@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mpsnap.core.errors import one_line
-from mpsnap.core.topology import listed
+from mpsnap.core.words import listed
 from mpsnap.views.running import span_shown
 from mpsnap.views.tables import count
 

@@ -25,7 +25,8 @@ from mpsnap.core.errors import CodecError, SnapshotIncompatible, TopologyError
 from mpsnap.core.kinds import told
 from mpsnap.core.protocol import SnapshotId
 from mpsnap.core.snapshot import GlobalSnapshot
-from mpsnap.core.topology import Topology, listed
+from mpsnap.core.topology import Topology
+from mpsnap.core.words import listed
 
 #: Version of the text and of the files beside it; a reader refuses any other.
 FORMAT: Final = 1

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mpsnap.core.errors import one_line
-from mpsnap.core.topology import listed
+from mpsnap.core.words import listed
 from mpsnap.views.reading import bytes_shown
 from mpsnap.views.tables import ROWS_SHOWN, count, duration_shown, loose_table, shortened, table
 
