@@ -7,10 +7,12 @@ and names what it finds. Tests never sleep; they wait for a state with `wait_unt
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import multiprocessing
 import os
 import re
+import shutil
 import sys
 import tempfile
 import threading
@@ -51,6 +53,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--spawned", metavar="K/N", default="0/1", help="of what is tried with spawn, only every N-th, from the K-th on"
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have no test, and nothing that one starts, make a key in the home of whoever runs the tests."""
+    # Not when this module is imported, which processes of nodes do too.
+    os.environ["XDG_DATA_HOME"] = folder = tempfile.mkdtemp(prefix="ms-data-")
+    config.add_cleanup(functools.partial(shutil.rmtree, folder))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -12,23 +12,31 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
-from cli_harness import QUICK, Done, mpsnap, run, under_way, write
+from cli_harness import ENVIRONMENT, QUICK, Done, mpsnap, run, under_way, write
 from conftest import wait_until
 
 from mpsnap.cli import main
 from mpsnap.cli.emit import EmitFile
 from mpsnap.cli.storing import complete
+from mpsnap.core.codec import Codec
 from mpsnap.core.errors import InputError
 from mpsnap.core.events import Emitted
+from mpsnap.core.part import pack_lasting
+from mpsnap.core.snapshot import Captured
 from mpsnap.runtime.chaos import Chaos, Rates, blows
+from mpsnap.runtime.seal import Key, own_key
 from mpsnap.runtime.supervisor import Supervisor
 from mpsnap.store.directory import DirectoryStore
+from mpsnap.store.manifest import MANIFEST, Manifest, Receipt, content, read
+from mpsnap.store.manifest import write as text_of
+from mpsnap.store.reader import DirectoryReader
 
 pytestmark = pytest.mark.processes
 
@@ -525,17 +533,173 @@ def test_an_unreadable_newest_snapshot_is_refused_until_an_older_one_is_named(fo
     assert records(folder / "out") == list(range(1, 301))
 
 
-def test_pickles_are_refused_before_they_are_read(folder: Path, refused: Refused) -> None:
+def test_pickles_are_refused_before_they_are_read(folder: Path, refused: Refused, data: Path) -> None:
     begun(folder, "app.py:Pickling", "--topology", "ring:2")
     (folder / "unpickled").unlink(missing_ok=True)
     number = newest(folder / "kept")
     assert refused("resume", "kept") == (
         f"{folder}/kept: snapshot {number} holds pickles of N1, N2, and to take them back runs code; "
-        "try: --allow-pickle, if you trust whoever has written it"
+        "try: --allow-pickle, if the run was yours"
     )
     assert not (folder / "unpickled").exists()
     mpsnap("resume", "kept", "--allow-pickle", "--duration", "0.2", cwd=folder)
     assert (folder / "unpickled").exists()
+    secret = (data / "mpsnap" / "key").read_bytes()
+    for path in (folder / "kept").rglob("*"):
+        assert path.is_dir() or (secret not in path.read_bytes() and secret.hex().encode() not in path.read_bytes())
+
+
+class Evil:
+    """Leave a file behind when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
+def plant(store: Path, number: int, evil: object) -> None:
+    """Put a state of one's own into a snapshot, and make every checksum right again; the seal stays as it is."""
+    at = store / f"snap-{number:08}"
+    with DirectoryReader(store) as reader, reader.contents(number) as contents:
+        local = contents.part("N1")
+    assert isinstance(local.captured, Captured)
+    data = pack_lasting(local._replace(captured=local.captured._replace(state=Codec(pickle=True).encode(evil))))
+    (at / "node-0.part").write_bytes(data)
+    receipt = Receipt("node-0.part", len(data), sha256(data).hexdigest())
+
+    def name_it(manifest: Manifest) -> Manifest:
+        return manifest._replace(nodes={**manifest.nodes, "N1": manifest.nodes["N1"]._replace(part=receipt)})
+
+    rewrite(at / MANIFEST, name_it)
+
+
+def rewrite(path: Path, change: Callable[[Manifest], Manifest]) -> None:
+    path.write_bytes(text_of(change(read(path.read_bytes()))))
+
+
+def sealed_with(key: Key | None) -> Callable[[Manifest], Manifest]:
+    return lambda manifest: manifest._replace(seal=None if key is None else key.seal(content(manifest)))
+
+
+def as_if_plain(manifest: Manifest) -> Manifest:
+    nodes = {node: entry._replace(codec="plain") for node, entry in manifest.nodes.items()}
+    return manifest._replace(nodes=nodes, seal=None)
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give commands, and what is called here, a place for keys that does not exist yet."""
+    monkeypatch.setitem(ENVIRONMENT, "XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+def test_with_pickles_allowed_only_what_is_ones_own_is_taken_back(folder: Path, refused: Refused, data: Path) -> None:
+    begun(folder, "app.py:Pickling", "--topology", "ring:2")
+    number = newest(folder / "kept")
+    path = folder / "kept" / f"snap-{number:08}" / MANIFEST
+    key = data / "mpsnap" / "key"
+    own = path.read_bytes()
+    with (folder / "app.py").open("a") as app:
+        app.write("open('imported', 'w').close()\n")
+
+    def refused_since(why: str) -> None:
+        assert refused("resume", "kept", "--allow-pickle") == (
+            f"{path}: snapshot {number} was not taken by you here, or was changed since ({why}), and it holds pickles; "
+            "try: a run from its beginning with another --store; "
+            f"or, if it was yours elsewhere, the key of there as {key}"
+        )
+        assert not (folder / "imported").exists(), "no code of the store's choice has run"
+        assert not (folder / "planted").exists()
+
+    rewrite(path, lambda manifest: manifest._replace(wall_time=1.5))
+    refused_since("its seal is not yours")
+    path.write_bytes(own)
+    plant(folder / "kept", number, Evil(folder / "planted"))
+    refused_since("its seal is not yours")
+    rewrite(path, sealed_with(Key(b"another key, of somebody else's!")))
+    refused_since("its seal is not yours")
+    rewrite(path, sealed_with(None))
+    refused_since("it has no seal")
+    key.rename(folder / "key")
+    refused_since("it has no seal")
+    rewrite(path, sealed_with(Key((folder / "key").read_bytes())))
+    refused_since(f"there is no key of yours, {key}")
+    assert not key.exists(), "and none is made to look at seals"
+    rewrite(path, as_if_plain)
+    unsealed = (
+        f"{folder}/kept: N1, N2 would take pickles back, and snapshot {number} was taken without, unsealed; "
+        "try: the program that it was taken with, or a run from its beginning with another --store"
+    )
+    for allowed in ((), ("--allow-pickle",)):
+        assert refused("resume", "kept", *allowed) == unsealed
+    assert not (folder / "planted").exists()
+
+
+def test_what_is_planted_above_would_have_been_run(folder: Path, data: Path) -> None:
+    """Or the test above would prove nothing: with the key the same store is resumed, and every snapshot is sealed."""
+    begun(folder, "app.py:Pickling", "--topology", "ring:2")
+    number = newest(folder / "kept")
+    plant(folder / "kept", number, Evil(folder / "planted"))
+    rewrite(folder / "kept" / f"snap-{number:08}" / MANIFEST, sealed_with(own_key()))
+    mpsnap("resume", "kept", "--allow-pickle", "--duration", "0.2", "--restarts", "0", cwd=folder, status=None)
+    assert (folder / "planted").exists()
+
+
+def test_a_key_that_is_not_ones_own_alone_ends_it_before_anything_begins(
+    folder: Path, refused: Refused, data: Path
+) -> None:
+    begun(folder, "app.py:Pickling", "--topology", "ring:2")
+    key = data / "mpsnap" / "key"
+    key.chmod(0o644)
+    for command in (("resume", "kept", "--allow-pickle"), ("run", "app.py:Pickling", "--store", "new")):
+        assert refused(*command) == (
+            f"{key}: the key that pickles are sealed with is not for you alone (its mode is 644); "
+            f"try: chmod 600 {key}, if nobody else has been at it"
+        )
+    assert newest(folder / "new") == -1
+
+
+def test_a_run_that_could_not_seal_is_refused_before_anything_begins(
+    folder: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", "/proc/nowhere")
+    assert refused("run", "app.py:Pickling", "--topology", "ring:2", "--store", "kept") == (
+        "/proc/nowhere/mpsnap/key: the key that pickles are sealed with cannot be made: No such file or directory; "
+        "try: XDG_DATA_HOME, a folder that you can write to"
+    )
+    without = ("run", "app.py:Pickling", "--topology", "ring:2", "--snapshots", "1", *QUICK)
+    mpsnap(*without, cwd=folder, env={"XDG_DATA_HOME": "/proc/nowhere"})
+
+
+def test_who_only_looks_needs_no_key_and_asks_for_no_seal(
+    folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun(folder, "app.py:Pickling", "--topology", "ring:2", snapshots=1)
+    number = newest(folder / "kept")
+    rewrite(folder / "kept" / f"snap-{number:08}" / MANIFEST, sealed_with(Key(b"another key, of somebody else's!")))
+    (data / "mpsnap" / "key").chmod(0o644)
+    monkeypatch.chdir(folder)
+    for verb in (
+        ("list", "kept"),
+        ("show", "kept", str(number)),
+        ("diff", "kept", "0", str(number)),
+        ("verify", "kept"),
+    ):
+        assert main(verb) == 0, capsys.readouterr()
+    (data / "mpsnap" / "key").unlink()
+    assert main(("verify", "kept")) == 0
+    assert os.listdir(data / "mpsnap") == []
+
+
+def test_a_run_without_pickles_needs_no_key_and_makes_none(folder: Path, data: Path) -> None:
+    begun(folder)
+    mpsnap("resume", "kept", "--allow-pickle", "--duration", "0.2", cwd=folder)
+    assert not data.exists()
+    with DirectoryReader(folder / "kept") as store:
+        assert all(store.manifest(number).seal is None for number in store.numbers())
 
 
 @pytest.mark.parametrize(

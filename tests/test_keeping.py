@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from mpsnap.runtime.outputs import Outputs
 from mpsnap.runtime.parts import HandedOver, Parts
 from mpsnap.runtime.staging import STAGING_BYTES
 from mpsnap.store.contract import Blob, Place
-from mpsnap.store.manifest import Receipt
+from mpsnap.store.manifest import Receipt, Seal, content
 from mpsnap.store.memory import MemoryStore
 
 # --- Parts. ---
@@ -114,11 +115,20 @@ class Stubborn(MemoryStore):
         super().remove(number)
 
 
-def committing(store: MemoryStore, keep: int, on: int | None, told: list[object]) -> StoreCommits:
+def committing(
+    store: MemoryStore,
+    keep: int,
+    on: int | None,
+    told: list[object],
+    pickling: frozenset[str] = frozenset(),
+    seal: Seal | None = None,
+) -> StoreCommits:
     programs = {node: Program("mpsnap.apps.tokens:Tokens", {}) for node in cut(0).topology.nodes}
     outputs = Outputs({}, told.append)
     last = None if on is None else store.manifest(on)
-    return StoreCommits(store, programs, frozenset(), outputs, keep=keep, run={}, last=last, happened=told.append)
+    return StoreCommits(
+        store, programs, pickling, outputs, seal=seal, keep=keep, run={}, last=last, happened=told.append
+    )
 
 
 def take(commits: StoreCommits, place: Place, *, recovery_point: bool) -> int:
@@ -168,3 +178,14 @@ def test_what_cannot_be_removed_is_told_once_until_it_can() -> None:
     assert len(taken(1)) == 1
     store.stubborn = True
     assert len(taken(1)) == 2
+
+
+@pytest.mark.parametrize("recovery_point", [True, False])
+def test_what_holds_pickles_is_sealed_as_it_is_in_the_store(recovery_point: bool) -> None:
+    """One node that keeps them is enough: what it has sent is with the others too."""
+    store = MemoryStore()
+    commits = committing(store, 3, None, [], frozenset({"B"}), lambda told: sha256(told).hexdigest())
+    manifest = store.manifest(take(commits, store.next_incarnation(), recovery_point=recovery_point))
+    assert [entry.codec for entry in manifest.nodes.values()] == ["plain", "pickle", "plain"]
+    assert manifest.pickling == ("B",)
+    assert manifest.seal == sha256(content(manifest)).hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -14,19 +15,19 @@ from stores import cut
 from test_part import PAYLOADS
 
 from mpsnap.core.errors import CodecError
-from mpsnap.store.manifest import Manifest, NodeEntry, Receipt, committed, describe, read, write
+from mpsnap.store.manifest import Manifest, NodeEntry, Receipt, Seal, committed, content, describe, read, write
 
 SHA = "0123456789abcdef" * 4
 
 
-def plain_manifest(**run: Any) -> Manifest:
+def plain_manifest(*, codec: str = "plain", seal: Seal | None = None, **run: Any) -> Manifest:
     snapshot = cut(3)
     entry = {
-        name: NodeEntry("m:C", {"tokens": 1}, "plain", node.sent, node.received, Receipt("0-0-0", 5, SHA), None)
+        name: NodeEntry("m:C", {"tokens": 1}, codec, node.sent, node.received, Receipt("0-0-0", 5, SHA), None)
         for name, node in snapshot.nodes.items()
     }
     made = describe(snapshot, entry, wall_time=1.5, emitted_bytes=7, run=run)
-    return committed(made, Receipt("outputs", 9, SHA))
+    return committed(made, Receipt("outputs", 9, SHA), seal)
 
 
 @given(st.dictionaries(st.text(max_size=5), PAYLOADS | st.floats() | st.integers(-(2**70), 2**70), max_size=4))
@@ -49,11 +50,11 @@ def test_what_json_has_stands_as_it_is() -> None:
     assert text["id"] == "0-A-1"
 
 
-def resealed(change: Callable[[dict[str, Any]], object]) -> bytes:
+def remade(change: Callable[[dict[str, Any]], object], manifest: Manifest | None = None) -> bytes:
     """Return the text of a manifest after a change, its checksum made right again by somebody who knows how."""
     from mpsnap.store.manifest import _render
 
-    plain = json.loads(write(plain_manifest(seed=7)))
+    plain = json.loads(write(manifest or plain_manifest(seed=7)))
     change(plain)
     del plain["checksum"]
     return _render(plain)
@@ -61,7 +62,7 @@ def resealed(change: Callable[[dict[str, Any]], object]) -> bytes:
 
 def test_who_knows_how_can_make_one() -> None:
     """Or what follows would prove nothing."""
-    assert read(resealed(lambda plain: plain.update(number=4))).number == 4
+    assert read(remade(lambda plain: plain.update(number=4))).number == 4
 
 
 def put(*path: str, to: Any) -> Callable[[dict[str, Any]], None]:
@@ -103,9 +104,9 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_in_a_text_is_never_more_than_compared(name: str) -> None:
     with pytest.raises(CodecError, match="it names a file"):
-        read(resealed(put("nodes", "A", "part", "name", to=name)))
+        read(remade(put("nodes", "A", "part", "name", to=name)))
     with pytest.raises(CodecError, match="it names a file"):
-        read(resealed(put("outputs", "name", to=name)))
+        read(remade(put("outputs", "name", to=name)))
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_a_name_in_a_text_is_never_more_than_compared(name: str) -> None:
 def test_what_a_store_does_not_write_is_refused(change: Callable[[dict[str, Any]], None]) -> None:
     """Though its checksum is right."""
     with pytest.raises(CodecError, match=r"not a manifest|cannot be decoded"):
-        read(resealed(change))
+        read(remade(change))
 
 
 @pytest.mark.parametrize(
@@ -199,3 +200,73 @@ def test_every_flipped_bit_is_found() -> None:
 def test_nan_is_no_time() -> None:
     with pytest.raises((CodecError, ValueError)):
         write(plain_manifest()._replace(wall_time=math.nan))
+
+
+# --- The seal. ---
+
+
+def seal_of(told: bytes) -> str:
+    return sha256(b"sealed" + told).hexdigest()
+
+
+def sealed_manifest() -> Manifest:
+    return plain_manifest(codec="pickle", seal=seal_of, seed=7)
+
+
+def test_a_seal_is_over_all_that_the_text_says() -> None:
+    """The receipts of all files too, under the names that they have in the store."""
+    text = write(sealed_manifest())
+    again = read(text)
+    assert again.seal == seal_of(content(again))
+    assert write(again) == text
+    without = json.loads(text)
+    del without["seal"], without["checksum"]
+    assert json.loads(content(again)) == without
+    assert [receipt.name for receipt in again.files()] == ["node-0.part", "node-1.part", "node-2.part", "outputs"]
+
+
+@pytest.mark.parametrize("field", [name for name in Manifest._fields if name not in ("seal", "topology", "nodes")])
+def test_no_field_can_be_changed_under_a_seal(field: str) -> None:
+    manifest = sealed_manifest()
+    other = {"number": 9, "wall_time": 2.5, "verified": False, "initiators": ("C",), "run": {}, "recovery_point": True}
+    changed = manifest._replace(**{field: other.get(field)})  # type: ignore[arg-type]
+    if field == "id":
+        changed = manifest._replace(id=manifest.id._replace(n=99))
+    assert content(changed) != content(manifest)
+    assert seal_of(content(changed)) != manifest.seal
+
+
+def test_a_manifest_without_a_seal_is_written_as_ever() -> None:
+    """So are those without pickles, and those from before there were seals, with and without."""
+    for codec in ("plain", "pickle"):
+        text = write(plain_manifest(codec=codec))
+        assert b"seal" not in text
+        assert read(text).seal is None
+
+
+def test_what_was_sealed_before_is_not_taken_over() -> None:
+    assert committed(sealed_manifest(), None).seal is None
+
+
+@pytest.mark.parametrize("seal", ["", SHA[:-1], SHA + "0", SHA.upper(), "g" * 64, "\u0660" * 64, 5, None, True])
+def test_what_is_no_seal_is_refused(seal: object) -> None:
+    assert read(remade(put("seal", to=SHA), sealed_manifest())).seal == SHA
+    with pytest.raises(CodecError, match="not a manifest"):
+        read(remade(put("seal", to=seal), sealed_manifest()))
+
+
+def test_a_seal_where_there_are_no_pickles_is_refused() -> None:
+    with pytest.raises(CodecError, match="it has a seal, and no node that keeps pickles"):
+        read(remade(lambda plain: plain.update(seal=SHA)))
+    with pytest.raises(CodecError, match="it has a seal"):
+        write(plain_manifest(seal=seal_of))
+
+
+def test_every_flipped_bit_of_a_seal_is_found() -> None:
+    text = write(sealed_manifest())
+    begin = text.index(b'"seal"')
+    for place in range(begin, begin + 80):
+        spoiled = bytearray(text)
+        spoiled[place] ^= 1 << place % 8
+        with pytest.raises(CodecError):
+            read(bytes(spoiled))

@@ -46,15 +46,15 @@ MUTATIONS = [
     Mutation(
         "records are released when what covers them is kept",
         "runtime/commits.py",
-        "        made = self._store.commit(manifest, released)\n",
-        "        self._outputs.release(released)\n        made = self._store.commit(manifest, released)\n",
+        "        made = self._store.commit(manifest, released, self._seal)\n",
+        "        self._outputs.release(released)\n        made = self._store.commit(manifest, released, self._seal)\n",
         f"{STORE}test_a_store_that_fails_for_a_while_costs_what_is_taken_meanwhile[ENOSPC]",
     ),
     Mutation(
         "a recovery point holds the records that it releases",
         "runtime/commits.py",
-        "self._store.commit(manifest, released)",
-        "self._store.commit(manifest, ())",
+        "self._store.commit(manifest, released, self._seal)",
+        "self._store.commit(manifest, (), self._seal)",
         f"{STORE}test_outputs_that_cannot_be_written_end_the_cluster",
     ),
     Mutation(

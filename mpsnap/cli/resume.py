@@ -20,9 +20,11 @@ from mpsnap.core.errors import CodecError, InputError, SnapshotIncompatible
 from mpsnap.core.program import Program, assign, codec_of
 from mpsnap.core.snapshot import GlobalSnapshot
 from mpsnap.core.words import listed
+from mpsnap.runtime.seal import key_path, read_key
 from mpsnap.runtime.stored import choose, read_all
 from mpsnap.store.contract import SnapshotReader
-from mpsnap.store.manifest import Manifest, check_compatible
+from mpsnap.store.directory import DirectoryStore
+from mpsnap.store.manifest import MANIFEST, Manifest, check_compatible, content
 from mpsnap.store.reader import DirectoryReader
 
 DESCRIPTION = """\
@@ -53,7 +55,11 @@ def add_verbs(verbs: Any) -> None:
         metavar="N",
         help="go on from this snapshot and not from the newest; what was done after it is done again",
     )
-    parser.add_argument("--allow-pickle", action="store_true", help="unpickle, which runs code from the snapshot")
+    parser.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="unpickle, which runs code from the snapshot; only of one that you have taken, as its seal has to show",
+    )
     when = parser.add_argument_group("when snapshots are taken, and when it ends (default: as the run had it)")
     when.add_argument("--duration", type=seconds, metavar="S", help="seconds from now")
     when.add_argument("--snapshot-every", type=seconds, metavar="S", help="seconds")
@@ -92,13 +98,8 @@ def _resume(options: argparse.Namespace, stdout: TextIO) -> Result:
                 where=store.path,
                 hint=f"a run from its beginning with {store.path}",
             )
-        pickling = [node for node, entry in manifest.nodes.items() if entry.codec == "pickle"]
-        if pickling and not options.allow_pickle:
-            raise InputError(
-                f"snapshot {manifest.number} holds pickles of {listed(pickling)}, and to take them back runs code",
-                where=options.store,
-                hint="--allow-pickle, if you trust whoever has written it",
-            )
+        if manifest.pickling:
+            _check_pickles(options, store, manifest)
         read_all(store, manifest, _asking_for)
         complete(options, manifest, options.store)
         if options.events is not None:
@@ -109,8 +110,7 @@ def _resume(options: argparse.Namespace, stdout: TextIO) -> Result:
             )
         _enter(manifest.run["folder"])
         work = _work(options, manifest)
-        if any(program.load().pickle for program in work.programs.values()) and not options.allow_pickle:
-            raise InputError("a node keeps pickles now, and to take them back runs code", hint="--allow-pickle")
+        _refuse_pickles_of_now(manifest, work.programs, options.store)
         _try_states(store, manifest, work.programs)
         plan = plan_of(options, work)
         check_paths(options)
@@ -118,6 +118,54 @@ def _resume(options: argparse.Namespace, stdout: TextIO) -> Result:
         emit = None if options.emit is None else EmitFile(options.emit, manifest.emitted_bytes)
         run = kept(options)
         return supervise(options, work, plan, stdout, None, recovery_of(options, store, emit, run, manifest))
+
+
+def _check_pickles(options: argparse.Namespace, store: DirectoryStore, manifest: Manifest) -> None:
+    """Refuse pickles that nobody has allowed, or that this user's runs have not kept; none is looked at.
+
+    Raises:
+        InputError: They are such.
+    """
+    if not options.allow_pickle:
+        raise InputError(
+            f"snapshot {manifest.number} holds pickles of {listed(manifest.pickling)}, and to take them back runs code",
+            where=options.store,
+            hint="--allow-pickle, if the run was yours",
+        )
+    key = read_key()
+    if manifest.seal is None:
+        why = "it has no seal"
+    elif key is None:
+        why = f"there is no key of yours, {key_path()}"
+    elif not key.has_sealed(content(manifest), manifest.seal):
+        why = "its seal is not yours"
+    else:
+        return
+    with store.contents(manifest.number) as contents:
+        where = contents.where(MANIFEST)
+    raise InputError(
+        f"snapshot {manifest.number} was not taken by you here, or was changed since ({why}), and it holds pickles",
+        where=where,
+        hint="a run from its beginning with another --store; or, if it was yours elsewhere, the key of there "
+        f"as {key_path()}",
+    )
+
+
+def _refuse_pickles_of_now(manifest: Manifest, programs: Mapping[str, Program], where: str) -> None:
+    """Refuse nodes that take pickles back from a snapshot that says it has none, and so has no seal.
+
+    Whoever changes a store can have it say so.
+
+    Raises:
+        InputError: There are such nodes.
+    """
+    pickling = [node for node, program in programs.items() if program.load().pickle]
+    if pickling and not manifest.pickling:
+        raise InputError(
+            f"{listed(pickling)} would take pickles back, and snapshot {manifest.number} was taken without, unsealed",
+            where=where,
+            hint="the program that it was taken with, or a run from its beginning with another --store",
+        )
 
 
 def _asking_for(older: int) -> str:

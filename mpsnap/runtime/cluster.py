@@ -95,7 +95,7 @@ class Cluster:
         keep: How many snapshots the store keeps.
         restarts: After so many recoveries within a minute the cluster fails.
         resume: Go on from the newest snapshot in the store, if there is one: the program before this one was killed.
-            Without it a store with snapshots is refused.
+            Without it a store with snapshots is refused. Pickles are not taken back: nodes that keep them are refused.
         resume_from: Go on from the snapshot of this number, and not from the newest; what was done since is done again.
 
     Raises:

@@ -20,7 +20,7 @@ from mpsnap.core.protocol import SnapshotId
 from mpsnap.core.snapshot import GlobalSnapshot, StoredState
 from mpsnap.runtime.outputs import Outputs
 from mpsnap.store.contract import SnapshotStore
-from mpsnap.store.manifest import Manifest, NodeEntry, Receipt, describe
+from mpsnap.store.manifest import Manifest, NodeEntry, Receipt, Seal, describe
 
 
 class Commits:
@@ -73,6 +73,7 @@ class StoreCommits(Commits):
         programs: What each node runs.
         pickling: The nodes whose values may be pickles.
         outputs: What the nodes have put out.
+        seal: Makes the seals of manifests, None where no node's values are pickles.
         keep: How many snapshots are kept, the one to go on from among them.
         run: Plain data that is kept with each: how the run was started.
         last: The manifest of the recovery point that the run goes on from, None for a fresh one.
@@ -88,6 +89,7 @@ class StoreCommits(Commits):
         pickling: frozenset[str],
         outputs: Outputs,
         *,
+        seal: Seal | None,
         keep: int,
         run: Mapping[str, Any],
         last: Manifest | None,
@@ -98,6 +100,7 @@ class StoreCommits(Commits):
         self._programs = programs
         self._pickling = pickling
         self._outputs = outputs
+        self._seal = seal
         self._keep = keep
         self._run = run
         #: The newest recovery point.
@@ -131,7 +134,7 @@ class StoreCommits(Commits):
             emitted_bytes=self._outputs.sync() if recovery_point else None,
             run={**self._run, "final": final},
         )
-        made = self._store.commit(manifest, released)
+        made = self._store.commit(manifest, released, self._seal)
         del self._staged[snapshot.id]
         if recovery_point:
             self.last = made

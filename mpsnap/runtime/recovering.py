@@ -47,6 +47,7 @@ from mpsnap.core.topology import Topology
 from mpsnap.runtime.commits import StoreCommits
 from mpsnap.runtime.outputs import Outputs
 from mpsnap.runtime.recovery import BUDGET_SECONDS, Recovery, Restarts
+from mpsnap.runtime.seal import own_key
 from mpsnap.runtime.supervisor import STOP_SECONDS, Supervisor
 
 
@@ -58,6 +59,9 @@ class RecoveringSupervisor(Supervisor):
         programs: What each node runs.
         recovery: Where its snapshots are kept, and how long it tries.
         settings: As `Supervisor`.
+
+    Raises:
+        InputError: As `Supervisor`; or a node keeps pickles, and there is no key to seal them with.
     """
 
     def __init__(
@@ -73,6 +77,8 @@ class RecoveringSupervisor(Supervisor):
             programs,
             pickling,
             self._outputs,
+            # Now, for nobody could go on from what is kept without one: no key, no run.
+            seal=own_key().seal if pickling else None,
             keep=recovery.keep,
             run=recovery.run,
             last=recovery.resume,

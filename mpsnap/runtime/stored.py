@@ -84,10 +84,17 @@ def _point(
     manifest = choose(store, number, asking_for)
     if manifest is None:
         return None
-    pickling = [node for node, entry in manifest.nodes.items() if entry.codec == "pickle"]
+    if manifest.pickling:
+        raise InputError(
+            f"snapshot {manifest.number} holds pickles of {listed(manifest.pickling)}, and to take them back runs code",
+            where=store.path,
+            hint="another directory, or values that are plain data",
+        )
+    # Of what the store says, this too may have been changed.
+    pickling = [node for node, program in programs.items() if program.load().pickle]
     if pickling:
         raise InputError(
-            f"snapshot {manifest.number} holds pickles of {listed(pickling)}, and to take them back runs code",
+            f"{listed(pickling)} would take pickles back, and to take them back runs code",
             where=store.path,
             hint="another directory, or values that are plain data",
         )

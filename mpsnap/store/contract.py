@@ -35,7 +35,7 @@ from mpsnap.core.errors import SnapshotCorrupt
 from mpsnap.core.protocol import LocalSnapshot
 from mpsnap.core.snapshot import GlobalSnapshot, StoredState
 from mpsnap.store.contents import Contents, Output
-from mpsnap.store.manifest import Manifest, Receipt
+from mpsnap.store.manifest import Manifest, Receipt, Seal
 
 Self = TypeVar("Self", bound="SnapshotReader")
 
@@ -186,7 +186,7 @@ class SnapshotStore(SnapshotReader):
         """
 
     @abstractmethod
-    def commit(self, manifest: Manifest, outputs: Iterable[Output] = ()) -> Manifest:
+    def commit(self, manifest: Manifest, outputs: Iterable[Output] = (), seal: Seal | None = None) -> Manifest:
         """Make a snapshot durable and visible; return its manifest as it is in the store.
 
         However it ends, its number is used up and its staged files are gone from their place.
@@ -194,6 +194,7 @@ class SnapshotStore(SnapshotReader):
         Args:
             manifest: With the receipts of staged files, of the store's present incarnation.
             outputs: Records that were put out before the cut and are not released.
+            seal: Makes the seal of what the manifest says in the end; for a manifest with pickles alone.
 
         Raises:
             StoreError: It is not in the store.

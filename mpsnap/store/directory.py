@@ -28,7 +28,7 @@ from mpsnap.core.snapshot import StoredState
 from mpsnap.store.contents import Output, encode_outputs
 from mpsnap.store.contract import Place, SnapshotStore
 from mpsnap.store.disk import Disk, Found
-from mpsnap.store.manifest import MANIFEST, MOST_MANIFEST_BYTES, OUTPUTS, Manifest, Receipt, committed, write
+from mpsnap.store.manifest import MANIFEST, MOST_MANIFEST_BYTES, OUTPUTS, Manifest, Receipt, Seal, committed, write
 from mpsnap.store.reader import MARK, SNAP, TEMPORARY, TRASH, DirectoryReader, StoredFile, named, parsed
 from mpsnap.store.staging import STAGING, DirectoryPlace, fill, incarnation_of, telling
 
@@ -201,14 +201,14 @@ class DirectoryStore(DirectoryReader, SnapshotStore):
         self._clear()
         return number
 
-    def commit(self, manifest: Manifest, outputs: Iterable[Output] = ()) -> Manifest:
+    def commit(self, manifest: Manifest, outputs: Iterable[Output] = (), seal: Seal | None = None) -> Manifest:
         number = manifest.number
         if number not in self._begun:
             raise ProtocolError(f"snapshot {number} is committed and was not begun, or has ended", where=self.path)
         manifest = manifest._replace(outputs=None)
         try:
             with telling(f"snapshot {number} cannot be committed", self.path):
-                made = self._commit(manifest, tuple(outputs))
+                made = self._commit(manifest, tuple(outputs), seal)
         except BaseException:
             self.abandon(number)
             self.drop_staged(manifest.files())
@@ -256,10 +256,10 @@ class DirectoryStore(DirectoryReader, SnapshotStore):
 
     # ---------------------------------------------------------------------- committing
 
-    def _commit(self, manifest: Manifest, outputs: tuple[Output, ...]) -> Manifest:
+    def _commit(self, manifest: Manifest, outputs: tuple[Output, ...], seal: Seal | None) -> Manifest:
         records = encode_outputs(outputs) if outputs else None
         pending = None if records is None else Receipt(OUTPUTS, len(records), sha256(records).hexdigest())
-        made = committed(manifest, pending)
+        made = committed(manifest, pending, seal)
         # Before anything is touched, since it refuses what could not be read again.
         text = write(made)
         if len(text) > MOST_MANIFEST_BYTES:

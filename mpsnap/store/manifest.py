@@ -9,6 +9,8 @@ Rules a maintainer keeps:
 - Nothing in a text is believed before it is checked: types exactly (a bool is no int), counts in bounds, the topology
   by its own rules, the names of files by making them once more, from numbers. No name in a text is ever opened.
 - A value that JSON has no exact form for stands there as the plain codec's bytes.
+- A seal is over `content`, all that the text says but for the seal itself and the checksum; the checksum covers it too.
+  Only a manifest of nodes that keep pickles may have one. Whose it is, and whether it is right, is not asked here.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
@@ -40,13 +42,17 @@ MOST_STATE_BYTES = 8 << 30
 MOST_OUTPUT_BYTES = 1 << 30
 
 _MOST_COUNT = (1 << 63) - 1
-_SHA256_DIGITS = 64
+_SHA256_DIGITS = _SEAL_DIGITS = 64
+_HEX_DIGITS: Final = frozenset("0123456789abcdef")
 _CODECS = ("plain", "pickle")
 #: The key of an object that holds the codec's bytes in place of a value.
 _CODED = "$codec"
 #: How deep a value may be to stand in JSON; far from what recursion allows.
 _MOST_LEVELS = 20
 _PLAIN = Codec()
+
+#: Makes the seal of a content: hexadecimal digits, as many as a SHA-256 has.
+Seal = Callable[[bytes], str]
 
 
 class Receipt(NamedTuple):
@@ -101,6 +107,13 @@ class Manifest(NamedTuple):
     run: Mapping[str, Any]
     #: The file of the outputs that had not been released then; the store's own, None if there are none.
     outputs: Receipt | None = None
+    #: By which whoever has taken it knows it again; the store's own, None if it holds no pickles.
+    seal: str | None = None
+
+    @property
+    def pickling(self) -> tuple[str, ...]:
+        """The nodes whose bytes may hold pickles."""
+        return tuple(node for node, entry in self.nodes.items() if entry.codec == "pickle")
 
     @property
     def incarnation(self) -> int:
@@ -154,14 +167,18 @@ def describe(
     )
 
 
-def committed(manifest: Manifest, outputs: Receipt | None) -> Manifest:
-    """Return a manifest with the names that its files have in a store; their numbers are the places of the nodes."""
+def committed(manifest: Manifest, outputs: Receipt | None, seal: Seal | None = None) -> Manifest:
+    """Return a manifest with the names that its files have in a store, and sealed if there is something to seal with.
+
+    The numbers in these names are the places of the nodes.
+    """
     nodes = {}
     for place, node in enumerate(manifest.topology.nodes):
         entry = manifest.nodes[node]
         state = None if entry.state is None else entry.state._replace(name=state_name(place))
         nodes[node] = entry._replace(part=entry.part._replace(name=part_name(place)), state=state)
-    return manifest._replace(nodes=nodes, outputs=outputs)
+    made = manifest._replace(nodes=nodes, outputs=outputs, seal=None)
+    return made if seal is None else made._replace(seal=seal(content(made)))
 
 
 def part_name(place: int) -> str:
@@ -209,6 +226,11 @@ def check_compatible(manifest: Manifest, topology: Topology, programs: Mapping[s
 
 
 # ------------------------------------------------------------------------ the text
+
+
+def content(manifest: Manifest) -> bytes:
+    """Return what a seal is over: the text of a committed manifest without its checksum, and without a seal."""
+    return _dumped(_plain(manifest._replace(seal=None)))
 
 
 def write(manifest: Manifest) -> bytes:
@@ -263,7 +285,7 @@ def _plain(manifest: Manifest) -> dict[str, Any]:
             "part": entry.part._asdict(),
             "state": entry.state and entry.state._asdict(),
         }
-    return manifest._asdict() | {
+    plain = manifest._asdict() | {
         "format": FORMAT,
         "id": str(manifest.id),
         "initiators": list(manifest.initiators),
@@ -272,6 +294,10 @@ def _plain(manifest: Manifest) -> dict[str, Any]:
         "run": _lowered(manifest.run, "run"),
         "outputs": manifest.outputs and manifest.outputs._asdict(),
     }
+    if manifest.seal is None:
+        # Without the name too: so is the text of all that hold no pickles, and of those from before there were seals.
+        del plain["seal"]
+    return plain
 
 
 def _render(plain: dict[str, Any]) -> bytes:
@@ -304,8 +330,10 @@ def _made(plain: dict[str, Any]) -> Manifest:
         emitted_bytes=plain["emitted_bytes"],
         run=_raised(plain["run"]),
         outputs=_receipt(plain["outputs"]),
+        seal=plain.get("seal"),
     )
     _check_receipts(manifest)
+    _check_seal(manifest)
     return manifest
 
 
@@ -337,8 +365,18 @@ def _check_receipts(manifest: Manifest) -> None:
             raise ValueError(
                 f"it names a file {found.name} of {found.size} bytes, the most is {most_bytes(found.name)}"
             )
-        if len(found.sha256) != _SHA256_DIGITS or not set(found.sha256) <= set("0123456789abcdef"):
+        if len(found.sha256) != _SHA256_DIGITS or not set(found.sha256) <= _HEX_DIGITS:
             raise ValueError(f"the SHA-256 of {found.name} is none")
+
+
+def _check_seal(manifest: Manifest) -> None:
+    seal = manifest.seal
+    if seal is None:
+        return
+    if len(seal) != _SEAL_DIGITS or not set(seal) <= _HEX_DIGITS:
+        raise ValueError("its seal is none")
+    if not manifest.pickling:
+        raise ValueError("it has a seal, and no node that keeps pickles")
 
 
 def most_bytes(name: str) -> int:
@@ -407,6 +445,12 @@ class _Or(NamedTuple):
     shape: Any
 
 
+class _Maybe(NamedTuple):
+    """Allow an object to lack what has this shape."""
+
+    shape: Any
+
+
 class _All(NamedTuple):
     """Ask this shape of every item of a list or every value of an object."""
 
@@ -447,6 +491,7 @@ _SHAPE = {
     "emitted_bytes": _Or(_COUNT),
     "run": _VALUES,
     "outputs": _Or(_RECEIPT),
+    "seal": _Maybe(str),
 }
 
 
@@ -460,9 +505,12 @@ def _check(value: Any, shape: Any, where: str) -> None:
         for key, item in value.items() if shape.kind is dict else enumerate(value):
             _check(item, shape.shape, f"{where}.{key}")
     elif isinstance(shape, dict):
-        _expect(type(value) is dict and value.keys() == shape.keys(), where)
-        for key, item_shape in shape.items():
-            _check(value[key], item_shape, f"{where}.{key}")
+        needed = {key for key, item_shape in shape.items() if not isinstance(item_shape, _Maybe)}
+        _expect(type(value) is dict and needed <= value.keys() <= shape.keys(), where)
+        for key, item in value.items():
+            _check(item, shape[key], f"{where}.{key}")
+    elif isinstance(shape, _Maybe):
+        _check(value, shape.shape, where)
     elif shape is _COUNT:
         _expect(type(value) is int and 0 <= value <= _MOST_COUNT, where)
     elif isinstance(shape, tuple):

@@ -14,7 +14,7 @@ from mpsnap.core.protocol import LocalSnapshot
 from mpsnap.core.snapshot import StoredState
 from mpsnap.store.contents import Contents, Output, encode_outputs
 from mpsnap.store.contract import Blob, Origin, Place, SnapshotStore
-from mpsnap.store.manifest import OUTPUTS, Manifest, Receipt, committed, read, write
+from mpsnap.store.manifest import OUTPUTS, Manifest, Receipt, Seal, committed, read, write
 
 _WHERE = "the store in memory"
 
@@ -54,7 +54,7 @@ class MemoryStore(SnapshotStore):
         self._begun.add(number)
         return number
 
-    def commit(self, manifest: Manifest, outputs: Iterable[Output] = ()) -> Manifest:
+    def commit(self, manifest: Manifest, outputs: Iterable[Output] = (), seal: Seal | None = None) -> Manifest:
         number = manifest.number
         if number not in self._begun:
             raise ProtocolError(f"snapshot {number} is committed and was not begun, or has ended", where=_WHERE)
@@ -63,7 +63,7 @@ class MemoryStore(SnapshotStore):
         try:
             records = encode_outputs(outputs)
             pending = Receipt(OUTPUTS, len(records), sha256(records).hexdigest()) if records != _NO_OUTPUTS else None
-            made = committed(manifest, pending)
+            made = committed(manifest, pending, seal)
             text = write(made)
             files = {
                 final.name: self._taken(staged)

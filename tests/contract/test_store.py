@@ -6,6 +6,7 @@ Who brings another store adds it to `STORES` and has to pass what is written her
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from mpsnap.core.topology import Topology
 from mpsnap.store.contents import Output
 from mpsnap.store.contract import Place, SnapshotStore, is_recovery_point
 from mpsnap.store.directory import DirectoryStore
-from mpsnap.store.manifest import Manifest, Receipt, check_compatible
+from mpsnap.store.manifest import Manifest, Receipt, check_compatible, content
 from mpsnap.store.memory import MemoryStore
 
 STORES: dict[str, Callable[[Path], SnapshotStore]] = {
@@ -132,6 +133,32 @@ def test_a_pickle_is_kept_and_never_loaded(store: SnapshotStore, place: Place) -
     assert isinstance(store.load(number).nodes["A"].state, Pickled)
     assert store.manifest(number).nodes["A"].codec == "pickle"
     assert store.outputs(number) == (Output("A", 1, evil),)
+
+
+def test_a_seal_is_made_of_what_the_store_says_in_the_end(store: SnapshotStore, place: Place) -> None:
+    """With the names that files have there, and the outputs, which no one has told it before."""
+    sealed: list[bytes] = []
+
+    def seal(told: bytes) -> str:
+        sealed.append(told)
+        return sha256(told).hexdigest()
+
+    number = store.begin()
+    manifest = staged(place, number)
+    pickling = {node: entry._replace(codec="pickle") for node, entry in manifest.nodes.items()}
+    made = store.commit(manifest._replace(nodes=pickling, seal="f" * 64), OUTPUTS, seal)
+    there = store.manifest(number)
+    assert made == there
+    assert sealed == [content(there)]
+    assert there.seal == sha256(content(there)).hexdigest()
+    assert b'"outputs"' in sealed[0]
+    assert there.outputs is not None
+    assert there.outputs.sha256.encode() in sealed[0]
+    store.verify(number)
+
+
+def test_a_store_seals_nothing_by_itself(store: SnapshotStore, place: Place) -> None:
+    assert store.manifest(commit(store, place)).seal is None
 
 
 # --- Numbers. ---

@@ -111,3 +111,13 @@ class AtRestore(Obedient):
 
     def restore(self, state: Any) -> None:
         raise RuntimeError("this state is of no use")
+
+
+class Pickling(Obedient):
+    """Keep what nothing but pickle can keep."""
+
+    pickle: ClassVar[bool] = True
+
+    def setup(self, ctx: Context) -> None:
+        super().setup(ctx)
+        self.held = range(3)

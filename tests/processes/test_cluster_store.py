@@ -15,11 +15,13 @@ from typing import Any
 
 import pytest
 from conftest import wait_until
-from recoverable import Obedient, Stage
+from recoverable import Obedient, Pickling, Stage
 
 import mpsnap
 from mpsnap import Cluster, ClusterError, InputError, NodeError
+from mpsnap.runtime.seal import key_path
 from mpsnap.store.directory import DirectoryStore
+from mpsnap.store.manifest import MANIFEST, read, write
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(60)]
 
@@ -249,3 +251,49 @@ def test_a_handler_deadline_without_a_store_ends_the_cluster(tmp_path: Path) -> 
     cluster = Cluster("ring:2", Obedient, handler_deadline=0.3)
     with pytest.raises(NodeError, match="N1 hangs: on_command has not returned for"), cluster:
         cluster.command("N1", ["hang", str(tmp_path / "hangs")])
+
+
+# --- Pickles. ---
+
+
+def test_nodes_that_keep_pickles_are_recovered_without_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever recovers them has taken the snapshot: nothing is asked of a file, which may be gone."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    with Cluster("ring:2", Pickling, store=tmp_path / "kept") as cluster:
+        shutil.rmtree(tmp_path / "data")
+        assert cluster.command("N1", "count") == 1
+        cluster.snapshot()
+        kill(cluster, "N2")
+        assert cluster.command("N1", "count") == 2
+        cluster.snapshot()
+    with mpsnap.open_store(tmp_path / "kept") as store:
+        assert all(store.manifest(number).seal for number in store.numbers())
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_cluster_that_could_not_seal_does_not_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", "/proc/nowhere")
+    with pytest.raises(InputError, match=r"/proc/nowhere/mpsnap/key: .* cannot be made: .*; try: XDG_DATA_HOME, "):
+        Cluster("ring:2", Pickling, store=tmp_path / "kept")
+    with DirectoryStore(tmp_path / "kept") as store:
+        assert store.numbers() == ()
+    Cluster("ring:2", Obedient, store=tmp_path / "plain").stop()
+    Cluster("ring:2", Pickling).stop()
+
+
+@pytest.mark.parametrize("resuming", [{"resume": True}, {"resume_from": 0}])
+def test_a_cluster_takes_no_pickles_back_whatever_the_store_says(tmp_path: Path, resuming: dict[str, Any]) -> None:
+    """Whoever changes a store can have it say that it holds none."""
+    kept = tmp_path / "kept"
+    with Cluster("ring:2", Pickling, store=kept):
+        pass
+    assert Path(key_path()).exists()
+    shutil.rmtree(kept / "snap-00000001")
+    with pytest.raises(InputError, match="snapshot 0 holds pickles of N1, N2, and to take them back runs code"):
+        Cluster("ring:2", Pickling, store=kept, **resuming)
+    path = kept / "snap-00000000" / MANIFEST
+    manifest = read(path.read_bytes())
+    nodes = {node: entry._replace(codec="plain") for node, entry in manifest.nodes.items()}
+    path.write_bytes(write(manifest._replace(nodes=nodes, seal=None)))
+    with pytest.raises(InputError, match="N1, N2 would take pickles back, and to take them back runs code"):
+        Cluster("ring:2", Pickling, store=kept, **resuming)
