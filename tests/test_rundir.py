@@ -117,9 +117,9 @@ def test_what_the_dead_have_left_is_swept_and_the_living_never(base: Path) -> No
     alive.close()
 
 
-def test_runs_are_found_in_both_places_that_are_usual(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_are_found_in_both_places_that_are_usual(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One begun by cron, which sets no XDG_RUNTIME_DIR, and one begun in a shell, which does."""
-    session, plain, own = tmp_path / "session", tmp_path / "plain", tmp_path / "own"
+    session, plain, own = runs / "session", runs / "plain", runs / "own"
     for folder in (session, own):
         folder.mkdir(0o700)
     monkeypatch.setattr(rundir, "_USUAL", (f"{session}/mpsnap", f"{plain}-{{uid}}"))
@@ -135,7 +135,7 @@ def test_runs_are_found_in_both_places_that_are_usual(tmp_path: Path, monkeypatc
     with contextlib.ExitStack() as stack:
         for run in (made(str(session), "shell"), made("", "cron"), made(str(own), "apart")):
             stack.callback(run.close)
-        assert (tmp_path / f"plain-{os.getuid()}" / "cron").is_dir()
+        assert (runs / f"plain-{os.getuid()}" / "cron").is_dir()
         assert seen(str(session)) == seen("") == ["cron", "shell"]
         assert seen(str(own)) == ["apart"], "whoever sets another place is by themselves there"
         stack.callback(made("", "shell").close)
@@ -143,9 +143,9 @@ def test_runs_are_found_in_both_places_that_are_usual(tmp_path: Path, monkeypatc
         with pytest.raises(InputError, match="two runs are called shell"):
             client.find_run("shell")
         # A folder that others may enter is refused where a run would be made, and elsewhere not looked into.
-        (tmp_path / f"plain-{os.getuid()}").chmod(0o755)
+        (runs / f"plain-{os.getuid()}").chmod(0o755)
         assert seen(str(session)) == ["shell"]
-        (tmp_path / f"plain-{os.getuid()}").chmod(0o700)
+        (runs / f"plain-{os.getuid()}").chmod(0o700)
     assert seen("") == []
 
 
