@@ -238,6 +238,7 @@ def _descriptors() -> set[str]:
 
 
 def _files() -> set[str]:
-    shared = {name for name in os.listdir("/dev/shm") if name.startswith((f"sem.{SEMAPHORES}", f"pym-{os.getpid()}"))}
+    ours = f"sem.{SEMAPHORES}", f"pym-{os.getpid()}"
+    shared = {name for name in os.listdir("/dev/shm") if name.startswith(ours)}
     staged = {name for name in os.listdir(tempfile.gettempdir()) if name.startswith("mpsnap-")}
     return {f"/dev/shm/{name}" for name in shared} | {f"{tempfile.gettempdir()}/{name}" for name in staged}

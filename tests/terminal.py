@@ -87,9 +87,12 @@ class Terminal:
     def see(self, condition: Callable[[str], object], what: str) -> str:
         """Return what stands on the screen as soon as that is so."""
         deadline = time.monotonic() + SECONDS
+        goes_on = True
         while not condition(text := "\n".join(self.lines)):
-            if time.monotonic() > deadline or not self._feed():
+            # What it wrote last is looked at, too: it may have ended with that.
+            if time.monotonic() > deadline or not goes_on:
                 raise AssertionError(f"no {what} on the screen:\n{text}")
+            goes_on = self._feed()
         return text
 
     def see_text(self, text: str) -> str:

@@ -32,6 +32,7 @@ from mpsnap.core.snapshot import Captured, Timer
 from mpsnap.core.topology import Topology
 from mpsnap.store.directory import DirectoryStore
 from mpsnap.store.manifest import MANIFEST, _render
+from mpsnap.store.opening import StoredSnapshots
 from mpsnap.views.document import snapshot_document
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -716,6 +717,16 @@ def test_reading_while_a_run_commits_and_removes(command: Command, ring: Path, t
         assert writer.returncode == 0
         assert store.numbers() == (61, 62)
     assert looks
+
+
+@pytest.mark.parametrize("verb", ["list", "verify"])
+def test_if_all_that_was_there_is_removed_meanwhile_the_next_look_counts(
+    command: Command, ring: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    really, first = StoredSnapshots.numbers, iter([(98, 99)])
+    monkeypatch.setattr(StoredSnapshots, "numbers", lambda store: next(first, None) or really(store))
+    shown = command(verb, "kept").stdout
+    assert [line.split()[0] for line in shown.splitlines()[2:5]] == ["0", "1", "2"]
 
 
 @pytest.mark.processes

@@ -167,7 +167,9 @@ def _channel(text: str) -> tuple[str, str]:
 
 def _list(options: argparse.Namespace) -> Result:
     with _opened(options) as store:
-        snapshots = [entry for number in _numbers(store, options) if (entry := _listed(store, number)) is not None]
+        snapshots = _still_there(
+            lambda: [entry for number in _numbers(store, options) if (entry := _listed(store, number)) is not None]
+        )
     _write(
         options,
         lambda: {"snapshots": [listed_document(*entry) for entry in snapshots]},
@@ -308,11 +310,7 @@ def _diff(options: argparse.Namespace) -> Result:
 
 def _verify(options: argparse.Namespace) -> Result:
     with _opened(options) as store:
-        if options.number is None:
-            numbers = _numbers(store, options)
-        else:
-            numbers = (_read(store, options, options.number, lambda number: number),)
-        verdicts = [(number, error) for number in numbers for error in _verdict(store, number)]
+        verdicts = _still_there(lambda: _verdicts(store, options))
     _write(
         options,
         lambda: {"verdicts": [verdict_document(*verdict) for verdict in verdicts]},
@@ -326,6 +324,14 @@ def _verify(options: argparse.Namespace) -> Result:
     first = (proven or failed)[0]
     what = f"{len(failed)} of {len(verdicts)} snapshots failed: {first.what}"
     return Result(kind(what, where=first.where, hint=first.hint), False)
+
+
+def _verdicts(store: StoredSnapshots, options: argparse.Namespace) -> list[tuple[int, MpsnapError | None]]:
+    if options.number is None:
+        numbers = _numbers(store, options)
+    else:
+        numbers = (_read(store, options, options.number, lambda number: number),)
+    return [(number, error) for number in numbers for error in _verdict(store, number)]
 
 
 def _verdict(store: StoredSnapshots, number: int) -> Iterator[MpsnapError | None]:
@@ -378,6 +384,13 @@ def _numbers(store: StoredSnapshots, options: argparse.Namespace) -> tuple[int, 
     if not numbers:
         raise InputError("this store has no snapshots", where=options.store, hint="a store of a run that has taken one")
     return numbers
+
+
+def _still_there(look: Callable[[], list[T]]) -> list[T]:
+    """Return what a look finds, which is something: if all that was there is removed meanwhile, of the next look."""
+    while not (found := look()):
+        pass
+    return found
 
 
 def _read(store: StoredSnapshots, options: argparse.Namespace, wanted: int | str, read: Callable[[int], T]) -> T:
