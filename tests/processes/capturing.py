@@ -79,6 +79,9 @@ class Forker(Puppet):
     def do_end_thread(self, ctx: Context) -> None:
         self.leave.set()
         self.thread.join()
+        # Python is done with it a moment before the kernel is.
+        while len(os.listdir("/proc/self/task")) > 1:
+            os.sched_yield()
 
     def do_forbid_forks(self, ctx: Context) -> None:
         def refuse() -> int:
