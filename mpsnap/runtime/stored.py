@@ -120,14 +120,15 @@ def choose(store: DirectoryStore, number: int | None, asking_for: Callable[[int]
         raise _unreadable(store, error, number, asking_for) from error
     if manifest is None:
         return None
-    older = _older(store, manifest.number)
     if manifest.run.get("final") is True:
+        older = _older(store, manifest.number)
         raise InputError(
             f"this run has ended, snapshot {manifest.number} holds what it left",
             where=store.path,
             hint="another store" if older is None else f"{asking_for(older)} to go on from before its end",
         )
     if not is_recovery_point(manifest):
+        older = _older(store, manifest.number)
         raise InputError(
             f"snapshot {manifest.number} is none to go on from: a node began it, or another one was open",
             where=store.path,
