@@ -145,9 +145,9 @@ MUTATIONS = [
     ),
     Mutation(
         "a payload is fixed when it is sent",
-        "nodecore.py",
-        '            return [ENCODED, self.codec.encode(payload, "payload")]\n',
-        '            self.codec.encode(payload, "payload")\n            return payload\n',
+        "outgoing.py",
+        '            return [ENCODED, self._codec.encode(payload, "payload")]\n',
+        '            self._codec.encode(payload, "payload")\n            return payload\n',
         "test_nodecore.py::test_a_payload_changed_after_the_send_is_recorded_and_delivered_as_it_was",
     ),
     Mutation(
@@ -246,7 +246,7 @@ MUTATIONS = [
     Mutation(
         "random numbers are those of the seed in the cut",
         "nodecore.py",
-        '        self.random = vars(self._ctx)["random"] = CounterRandom(seed, counter)\n',
+        '        object.__setattr__(self._ctx, "random", CounterRandom(seed, counter))\n',
         "",
         "test_restore.py::test_the_generator_of_a_node_is_one_object_from_on_start_on",
     ),
@@ -259,9 +259,9 @@ MUTATIONS = [
     ),
     Mutation(
         "timers that are due at once ring in an order that a cut can say",
-        "nodecore.py",
-        "            self._push_timer(following, period, method, frozen)\n",
-        "            heapq.heappush(self._timers, (following, _, period, method, frozen))\n",
+        "timers.py",
+        "            self.push(following, timer.period, timer.method, timer.args)\n",
+        "            heapq.heappush(self.heap, timer._replace(due=following))\n",
         "test_restore.py::test_timers_that_will_be_due_at_once_ring_in_the_order_of_the_original",
     ),
     Mutation(

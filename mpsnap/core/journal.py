@@ -153,7 +153,7 @@ class JournaledCore(NodeCore):
 
     def run_timer(self) -> None:
         """Run the next timer, due or not; there must be one."""
-        self._journal.note("timer", method=self._timers[0][3])
+        self._journal.note("timer", method=self._timers.heap[0].method)
         super().run_timer()
 
     def _capture(self) -> Captured:

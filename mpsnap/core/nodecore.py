@@ -18,7 +18,6 @@ Rules a maintainer keeps:
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -29,12 +28,12 @@ from typing import Any, TypeVar
 from mpsnap.core.codec import Codec, encoded, freeze, thaw
 from mpsnap.core.driver import Driver
 from mpsnap.core.errors import CodecError, MpsnapError, ProtocolError, SnapshotError
-from mpsnap.core.kinds import NATIVE
-from mpsnap.core.node import Context, Node
+from mpsnap.core.node import Context, Node, looked_up_by_place
+from mpsnap.core.outgoing import Outgoing
 from mpsnap.core.protocol import Effect, LocalSnapshot, Marker, Report, SendMarker, SnapshotId, SnapshotProtocol
 from mpsnap.core.rng import CounterRandom
-from mpsnap.core.rows import ENCODED, is_fixed
-from mpsnap.core.snapshot import Captured, Timer, UnfinishedState
+from mpsnap.core.snapshot import Captured, UnfinishedState
+from mpsnap.core.timers import Timers
 
 T = TypeVar("T")
 
@@ -83,6 +82,25 @@ def _captured(local: LocalSnapshot) -> Captured:
     return local.captured
 
 
+class _Pace:
+    """Know after how many messages of a row the clock is looked at."""
+
+    __slots__ = ("_began", "stride", "unmeasured")
+
+    def __init__(self) -> None:
+        self.stride = 1
+        #: When the last row began, and whether nothing is known of how long it took.
+        self._began = 0.0
+        self.unmeasured = False
+
+    def begin(self, now: float) -> None:
+        """Note that a row begins."""
+        if self.unmeasured:
+            # The last row ended before its time was taken; if the node has slept since, this errs on the safe side.
+            self.stride = STRIDE if now - self._began < QUICK_SECONDS else 1
+        self.unmeasured, self._began = True, now
+
+
 class NodeCore:
     """Run one node's hooks for a driver.
 
@@ -122,37 +140,29 @@ class NodeCore:
     ) -> None:
         self.name = name
         self.codec = codec
-        self.random = CounterRandom(f"{seed}:{name}")
         if restored is not None and restored.snapshot_id.incarnation >= incarnation:
             raise ProtocolError(f"incarnation {incarnation} cannot go on from {restored.snapshot_id}", where=name)
         self.protocol = _protocol(name, inbound, outbound, self._capture, restored)
-        self._node = node
+        self._node = looked_up_by_place(node)
         self._driver = driver
         self._tells_phases = type(driver).phase is not Driver.phase
         self._clock = clock
         self._unreachable = tuple(unreachable)
         self._incarnation = incarnation
-        self._ctx = Context(self, self.protocol.inbound, self.protocol.outbound)
-        self._outboxes = self.protocol.outboxes
-        self._layers = codec.rows.layers
-        #: The hook that is running, or "waiting" between hooks; and whether one that may send is.
+        self._outgoing = Outgoing(name, self.protocol.outboxes, codec, driver)
+        self._ctx = Context(self, self._outgoing, CounterRandom(f"{seed}:{name}"))
+        #: The hook that is running, or "waiting" between hooks.
         self._hook = "waiting"
-        self._may_send = False
         #: Who has sent the message that is being handled, or was the last.
         self._sender = ""
-        #: Whether no further message is to be taken in a row; and how many are, between two looks at the clock.
+        #: Whether no further message is to be taken in a row; and how fast hooks are, as far as is known.
         self._interrupted = False
-        self._stride = 1
-        #: When the last row began, and whether nothing is known of how long it took.
-        self._row_began = 0.0
-        self._unmeasured = False
+        self._pace = _Pace()
         #: Inbound channels with something to take, each once, the next one first.
         self._ready = deque(src for src in self.protocol.inbound if self.protocol.waiting(src))
         #: Commands not yet handled.
         self._commands: deque[tuple[int, bytes]] = deque()
-        #: Heap of (due, order, period, method, frozen arguments).
-        self._timers: list[tuple[float, int, float | None, str, object]] = []
-        self._timers_set = 0
+        self._timers = Timers()
         #: Whether the last hook was a timer's: then a message goes first, or timers that are always late would keep all
         #: messages from ever being taken.
         self._timer_was_last = False
@@ -187,7 +197,7 @@ class NodeCore:
         """Go on where the cut was; what is not the user's state comes last, whatever `on_start` does."""
         seed, counter = captured.random
         # One object for good: the node may keep it from `on_start` on.
-        self.random = vars(self._ctx)["random"] = CounterRandom(seed, counter)
+        object.__setattr__(self._ctx, "random", CounterRandom(seed, counter))
         self._run("restore", lambda: self._node.restore(self.codec.decode(_state(captured))))
         self._run("on_start", lambda: self._node.on_start(self._ctx))
         self.random.counter = counter
@@ -198,11 +208,16 @@ class NodeCore:
         if not self._finished:
             now = self._clock()
             for timer in captured.timers:
-                self._push_timer(now + timer.remaining, timer.period, timer.method, timer.args)
+                self._timers.push(now + timer.remaining, timer.period, timer.method, timer.args)
 
     def stop(self) -> None:
         """Run `on_stop`."""
         self._run("on_stop", lambda: self._node.on_stop(self._ctx))
+
+    @property
+    def random(self) -> CounterRandom:
+        """The node's random numbers."""
+        return self._ctx.random
 
     @property
     def hook(self) -> str:
@@ -217,7 +232,7 @@ class NodeCore:
     @property
     def passive(self) -> bool:
         """Whether nothing is left to do here until a message comes: the paper's idle state of a process."""
-        return not (self._ready or self._commands or self._timers or self._idle_wanted)
+        return not (self._ready or self._commands or self._timers.heap or self._idle_wanted)
 
     # --------------------------------------------------------------- items
 
@@ -234,11 +249,11 @@ class NodeCore:
         """
         self.protocol.receive_and_take(src, number, payload)
         self._handle(src, payload)
-        return self._idle_wanted or bool(self._timers)
+        return self._idle_wanted or bool(self._timers.heap)
 
     def forget_pace(self) -> None:
         """Take nothing for granted of how long hooks run: `deliver` does not look."""
-        self._stride = 1
+        self._pace.stride = 1
 
     def receive_marker(self, src: str, marker: Marker) -> None:
         """See a marker from `src`."""
@@ -293,7 +308,7 @@ class NodeCore:
     @property
     def next_timer(self) -> float | None:
         """When the next timer is due, on the driver's clock; None if there is none."""
-        return self._timers[0][0] if self._timers else None
+        return self._timers.heap[0].due if self._timers.heap else None
 
     @property
     def idle_wanted(self) -> bool:
@@ -309,7 +324,7 @@ class NodeCore:
         """Return when `step` has something to run: 0 for now, a time of the clock, None for not before an item."""
         if self._ready or self._commands or (sources and self._idle_wanted):
             return 0.0
-        return self._timers[0][0] if sources and self._timers else None
+        return self.next_timer if sources else None
 
     def step(self, *, sources: bool) -> bool:
         """Run at most one hook and return whether one ran; timers and idle calls only if `sources` is true.
@@ -337,14 +352,12 @@ class NodeCore:
         From the time `now` to `until`, by the clock, give or take a hook (or `STRIDE`, where quick ones are suddenly
         slow), and no more than `RUN_MESSAGES`.
         """
-        timer_first = sources and self._timers and self._timers[0][0] <= now and not self._timer_was_last
+        timers = self._timers.heap
+        timer_first = sources and timers and timers[0].due <= now and not self._timer_was_last
         if self._commands or timer_first or not self._ready:
             return self.step(sources=sources)
         self._timer_was_last = False
-        if self._unmeasured:
-            # The last row ended before its time was taken; if the node has slept since, this errs on the safe side.
-            self._stride = STRIDE if now - self._row_began < QUICK_SECONDS else 1
-        self._unmeasured, self._row_began = True, now
+        self._pace.begin(now)
         src = self._ready.popleft()
         self._take_in_a_row(src, now, until)
         self._end(self._has_idle)
@@ -356,9 +369,9 @@ class NodeCore:
         self._sender = src
         node, ctx, make, clock = self._node, self._ctx, self.codec.rows.make, self._clock
         self._interrupted = False
-        left = RUN_MESSAGES
+        pace, left = self._pace, RUN_MESSAGES
         while left > 0:
-            stride = min(self._stride, left)
+            stride = min(pace.stride, left)
             left -= stride
             for payload in islice(taking, stride):
                 # `thaw` written out. The hook is looked up each time: one may have made its node behave in another way.
@@ -368,8 +381,8 @@ class NodeCore:
             if self._interrupted or not length_hint(taking):
                 break
             before, now = now, clock()
-            self._stride = STRIDE if now - before < QUICK_SECONDS else 1
-            self._unmeasured = False
+            pace.stride = STRIDE if now - before < QUICK_SECONDS else 1
+            pace.unmeasured = False
             if now >= until:
                 break
         self._put_back(src)
@@ -386,7 +399,7 @@ class NodeCore:
         self._interrupted = True
 
     def _timer_is_due(self) -> bool:
-        return bool(self._timers) and self._timers[0][0] <= self._clock()
+        return bool(self._timers.heap) and self._timers.heap[0].due <= self._clock()
 
     def take(self, src: str) -> None:
         """Run `on_message` for the oldest message that waits from `src`, for a driver that chooses whose turn it is.
@@ -409,7 +422,7 @@ class NodeCore:
         # `_run` and `_begin` written out: this is what runs once per message.
         self._sender = src
         self._hook = "on_message"
-        self._may_send = True
+        self._outgoing.allow(True)
         if self._tells_phases:
             self._driver.phase("on_message")
         self._node.on_message(self._ctx, src, value)
@@ -429,14 +442,8 @@ class NodeCore:
 
     def run_timer(self) -> None:
         """Run the next timer, due or not; there must be one."""
-        due, _, period, method, frozen = heapq.heappop(self._timers)
-        if period is not None:
-            # A node that was busy for several periods catches up with this one call, not with a burst.
-            now = self._clock()
-            following = due + period if due + period > now else now + period
-            # As if it were set anew, behind others that are due then: when a timer was set first, no cut says.
-            self._push_timer(following, period, method, frozen)
-        args = thaw(frozen, self.codec)
+        timer = self._timers.pop(self._clock())
+        method, args = timer.method, thaw(timer.args, self.codec)
         assert isinstance(args, tuple)
         self._run("on_timer", lambda: getattr(self._node, method)(self._ctx, *args))
 
@@ -448,13 +455,13 @@ class NodeCore:
 
     def _begin(self, hook: str) -> None:
         self._hook = hook
-        self._may_send = hook in _MAY_SEND
+        self._outgoing.allow(hook in _MAY_SEND)
         if self._tells_phases:
             self._driver.phase(hook)
 
     def _end(self, idle_wanted: bool) -> None:
         self._hook = "waiting"
-        self._may_send = False
+        self._outgoing.allow(False)
         # Before the wishes: the cut says whether this node is passive, and any hook brings the idle calls back.
         self._idle_wanted = idle_wanted and not self._finished
         if self._wishes:
@@ -464,46 +471,9 @@ class NodeCore:
 
     # ------------------------------------------------- what a hook may do
 
-    def send(self, dst: str, payload: object) -> None:
-        """Fix, number and pass on one message; see `Context.send`."""
-        if not self._may_send:
-            raise self._not_now("send")
-        try:
-            outbox = self._outboxes[dst]
-        except KeyError:
-            raise self._no_channel(dst) from None
-        # `freeze` written out, so that what cannot change costs no further call. Anything else is fixed before it is
-        # counted: a payload that is refused leaves no trace.
-        kind = type(payload)
-        if kind is tuple:
-            if len(payload) == 2:  # type: ignore[arg-type]
-                # Without a loop, and without a look into a set for the commonest: half the time.
-                a: object
-                b: object
-                a, b = payload  # type: ignore[misc]
-                if (type(a) is not int and type(a) not in NATIVE) or (type(b) is not int and type(b) not in NATIVE):
-                    payload = payload if is_fixed(payload) else self._encoded(dst, payload)
-            else:
-                for item in payload:  # type: ignore[attr-defined]
-                    if type(item) not in NATIVE:
-                        payload = payload if is_fixed(payload) else self._encoded(dst, payload)
-                        break
-        elif kind is not int and kind is not bytes and kind not in NATIVE:
-            payload = self._layers[kind](payload) or self._encoded(dst, payload)
-        waiting = outbox.payloads
-        waiting.append(payload)
-        if len(waiting) >= outbox.limit:
-            self._driver.offer(outbox)
-
-    def _no_channel(self, dst: str) -> ProtocolError:
-        known = ", ".join(self.protocol.outbound) or "nobody"
-        return ProtocolError(f"{self.name} has no channel to {dst!r}; it can send to {known}", where=self.name)
-
-    def _encoded(self, dst: str, payload: object) -> object:
-        try:
-            return [ENCODED, self.codec.encode(payload, "payload")]
-        except CodecError as error:
-            raise CodecError(error.what, where=f"{self.name}->{dst}: {error.where}", hint=error.hint) from None
+    def refusal(self, dst: str) -> ProtocolError:
+        """Return why nothing can be sent there now; see `Context.send`."""
+        return self._outgoing.no_channel(dst) if self._hook in _MAY_SEND else self._not_now("send")
 
     def emit(self, record: object) -> None:
         """Fix, number and pass on one record; see `Context.emit`."""
@@ -545,12 +515,8 @@ class NodeCore:
             return
         # They come into every capture until then.
         frozen = encoded(freeze(args, self.codec, where=f"{self.name}: arguments of timer {method}"), self.codec)
-        self._push_timer(self._clock() + seconds, period, method, frozen)
+        self._timers.push(self._clock() + seconds, period, method, frozen)
         self.interrupt()
-
-    def _push_timer(self, due: float, period: float | None, method: str, frozen: object) -> None:
-        heapq.heappush(self._timers, (due, self._timers_set, period, method, frozen))
-        self._timers_set += 1
 
     def finish(self) -> None:
         """See `Context.finish`."""
@@ -593,14 +559,9 @@ class NodeCore:
 
         state = self._driver.fix(None if self._cause is None else self._cause[0], encode)
         self._driver.phase(self._hook)
-        now = self._clock()
-        timers = tuple(
-            Timer(max(0.0, due - now), period, method, frozen)
-            for due, _, period, method, frozen in sorted(self._timers, key=lambda timer: timer[:2])
-        )
         return Captured(
             state=state,
-            timers=timers,
+            timers=self._timers.remaining(self._clock()),
             random=(self.random.seed, self.random.counter),
             passive=self.passive,
             finished=self._finished,

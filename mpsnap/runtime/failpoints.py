@@ -80,12 +80,22 @@ def stumbling(core: type[NodeCore], node: type[Node]) -> tuple[type[NodeCore], t
     return core, node
 
 
-class _Sending(NodeCore):
+class _StumblingContext(Context):
     """Meet a moment after each message that is sent."""
 
-    def send(self, dst: str, payload: object) -> None:
+    __slots__ = ()
+
+    def send(self, dst: str, payload: Any) -> None:
         super().send(dst, payload)
         fail_at("mid_send")
+
+
+class _Sending(NodeCore):
+    """Give hooks such a context."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._ctx = _StumblingContext(self, self._outgoing, self.random)
 
 
 class _Handling(Node):
