@@ -263,7 +263,8 @@ class NodeCore:
         except SnapshotError as error:
             self.refuse(marker.snapshot_id, error)
         else:
-            self._carry_out(effects)
+            if effects:
+                self._carry_out(effects)
         self._cause = None
 
     def initiate(self, snapshot_id: SnapshotId) -> None:
@@ -297,10 +298,12 @@ class NodeCore:
         self._driver.refused(snapshot_id, error)
 
     def _carry_out(self, effects: tuple[Effect, ...]) -> None:
+        send_marker = self._driver.send_marker
         for effect in effects:
-            if isinstance(effect, SendMarker):
-                self._driver.send_marker(effect.dst, effect.marker)
-            elif isinstance(effect, Report):
+            if type(effect) is SendMarker:
+                dst, marker = effect
+                send_marker(dst, marker)
+            elif type(effect) is Report:
                 self._driver.report(effect.local)
 
     # --------------------------------------------------------------- hooks

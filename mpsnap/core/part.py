@@ -12,8 +12,8 @@ kept (`pack_lasting`) they are written by the plain codec, block by block. Neith
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice, product
 from struct import Struct
 from typing import Any
 
@@ -23,7 +23,7 @@ from mpsnap.core.batch import PackedBatch, pack_batch
 from mpsnap.core.codec import Codec, is_frozen
 from mpsnap.core.errors import CodecError
 from mpsnap.core.kinds import told
-from mpsnap.core.protocol import Chained, ChannelState, LocalSnapshot, SnapshotId
+from mpsnap.core.protocol import Chained, ChannelState, LocalSnapshot, SnapshotId, empty_channel
 from mpsnap.core.snapshot import Captured, StoredState, Timer
 
 #: Version of the bytes on their way; a reader refuses any other.
@@ -61,6 +61,41 @@ _SHAPES: Mapping[str, Any] = {
 }
 _LASTING_SHAPES = {**_SHAPES, "in flight": {str: (bytes,)}}
 
+Check = Callable[[Any], bool]
+
+
+def _check(shape: Any) -> Check:
+    """Return what tells whether a value is of a shape, which is gone through here and not at each look."""
+    if isinstance(shape, (type, frozenset)):
+        kinds = _kinds(shape)
+        return lambda value: type(value) in kinds
+    if isinstance(shape, list):
+        rows = frozenset(product(*map(_kinds, shape)))
+        return lambda value: type(value) is list and tuple(map(type, value)) in rows
+    if isinstance(shape, tuple):
+        items = _check_all(shape[0])
+        return lambda value: type(value) is list and items(value)
+    ((key_shape, item_shape),) = shape.items()
+    keys, items = _check_all(key_shape), _check_all(item_shape)
+    return lambda value: type(value) is dict and (not value or (keys(value) and items(value.values())))
+
+
+def _check_all(shape: Any) -> Callable[[Iterable[Any]], bool]:
+    """Return what tells whether all values are of a shape."""
+    if isinstance(shape, (type, frozenset)):
+        kinds = _kinds(shape)
+        return lambda values: kinds.issuperset(map(type, values))
+    check = _check(shape)
+    return lambda values: all(map(check, values))
+
+
+def _kinds(shape: type | frozenset[type]) -> frozenset[type]:
+    return frozenset({shape}) if isinstance(shape, type) else shape
+
+
+_CHECKS = {name: _check(shape) for name, shape in _SHAPES.items()}
+_LASTING_CHECKS = {name: _check(shape) for name, shape in _LASTING_SHAPES.items()}
+
 
 def pack(local: LocalSnapshot, *, apart: bool = False) -> bytes:
     """Return a local snapshot as bytes for the way; `local.captured` must be a `Captured`.
@@ -90,7 +125,7 @@ def unpack(data: bytes, state: bytes | StoredState | None = None) -> LocalSnapsh
     if len(data) < _HEAD.size:
         raise CodecError(f"{len(data)} bytes are not a local snapshot")
     at = _HEAD.size + _HEAD.unpack_from(data)[0]
-    plain = _read(data[_HEAD.size : at], FORMAT, _SHAPES)
+    plain = _read(data[_HEAD.size : at], FORMAT, _CHECKS)
     bodies = memoryview(data)
     in_flight: dict[str, Sequence[object]] = {}
     for src, numbers in plain["in flight"].items():
@@ -125,7 +160,7 @@ def unpack_lasting(data: bytes, state: bytes | StoredState | None = None) -> Loc
     Raises:
         CodecError: As `unpack`, also for what `pack` made; or a count is none, or a message is not fixed.
     """
-    plain = _read(data, LASTING_FORMAT, _LASTING_SHAPES)
+    plain = _read(data, LASTING_FORMAT, _LASTING_CHECKS)
     incarnation, _, n = plain["id"]
     counts = [plain[name].values() for name in ("sent", "received", "channels")]
     if not all(0 <= count <= _MOST for count in (incarnation, n, plain["emitted"], *chain.from_iterable(counts))):
@@ -160,7 +195,7 @@ def _written(version: int | str, local: LocalSnapshot, apart: bool, in_flight: M
     return packed
 
 
-def _read(data: bytes, version: int | str, shapes: Mapping[str, Any]) -> dict[str, Any]:
+def _read(data: bytes, version: int | str, checks: Mapping[str, Check]) -> dict[str, Any]:
     """Return the fields, each of its shape."""
     try:
         plain = msgpack.unpackb(data, unicode_errors="surrogatepass", ext_hook=_raised, timestamp=2)
@@ -171,9 +206,9 @@ def _read(data: bytes, version: int | str, shapes: Mapping[str, Any]) -> dict[st
     found = plain.get("format")
     if type(found) is not type(version) or found != version:
         raise CodecError(f"a local snapshot of format {_shown(found)}, this version reads {version}")
-    for name, shape in shapes.items():
+    for name, check in checks.items():
         # Here and not in whoever trips over it: bytes may be damaged and still make a value.
-        if name not in plain or not _fits(plain[name], shape):
+        if name not in plain or not check(plain[name]):
             raise CodecError(f"not a local snapshot: something is wrong with its {name!r}")
     return plain
 
@@ -193,7 +228,9 @@ def _put_together(
         plain["finished"],
         plain["emitted"],
     )
-    channels = {src: ChannelState(first, in_flight.get(src, ())) for src, first in plain["channels"].items()}
+    channels = {src: empty_channel(first) for src, first in plain["channels"].items()}
+    for src, payloads in in_flight.items():
+        channels[src] = ChannelState(plain["channels"][src], payloads)
     return LocalSnapshot(plain["node"], SnapshotId(*plain["id"]), captured, plain["sent"], plain["received"], channels)
 
 
@@ -235,23 +272,3 @@ def _raised(code: int, body: bytes) -> int:
     if code != _WIDE_INT:
         raise ValueError(f"unknown extension {code}")
     return int.from_bytes(body, "big", signed=True)
-
-
-def _fits(value: Any, shape: Any) -> bool:
-    if isinstance(shape, type):
-        return type(value) is shape
-    if isinstance(shape, frozenset):
-        return type(value) in shape
-    if isinstance(shape, tuple):
-        (item_shape,) = shape
-        if type(value) is list and isinstance(item_shape, type):
-            return {item_shape}.issuperset(map(type, value))
-        return type(value) is list and all(_fits(item, item_shape) for item in value)
-    if isinstance(shape, list):
-        return type(value) is list and len(value) == len(shape) and all(map(_fits, value, shape))
-    ((key_shape, item_shape),) = shape.items()
-    if type(value) is not dict or not {key_shape}.issuperset(map(type, value)):
-        return False
-    if isinstance(item_shape, type):
-        return {item_shape}.issuperset(map(type, value.values()))
-    return all(_fits(item, item_shape) for item in value.values())

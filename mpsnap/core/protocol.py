@@ -130,7 +130,7 @@ class ChannelState(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def _empty(first: int) -> ChannelState:
+def empty_channel(first: int) -> ChannelState:
     """Return the state of a channel with nothing in flight: in a large graph most are, and alike can be the same."""
     return ChannelState(first, ())
 
@@ -445,7 +445,8 @@ class SnapshotProtocol:
         if isinstance(item, Message):
             self.receive_batch(src, item.number, (item.payload,))
             return ()
-        self._expect(src, item.sent, "a marker that counts", self._seen_or_raise(src))
+        if item.sent != self._seen.get(src):
+            self._expect(src, item.sent, "a marker that counts", self._seen_or_raise(src))
         recording = self._recordings.get(item.snapshot_id)
         if recording is None:
             if item.snapshot_id in self._finished:
@@ -454,7 +455,7 @@ class SnapshotProtocol:
         if src not in recording.open:
             raise ProtocolError(f"second marker of snapshot {item.snapshot_id}", where=f"{src}->{self.node}")
         recording.open.remove(src)
-        return self._report_if_closed(item.snapshot_id, recording)
+        return () if recording.open else self._report(item.snapshot_id, recording)
 
     def receive_batch(self, src: str, first: int, payloads: Sequence[object]) -> bool:
         """See several messages at once, numbered from `first`: the same as `receive` for each in turn.
@@ -535,18 +536,16 @@ class SnapshotProtocol:
                 recording.add(src, *inbox.batches())
         recording.open.update(src for src in self.inbound if src != closing)
         self._recordings[snapshot_id] = recording
-        markers = tuple(SendMarker(dst, Marker(snapshot_id, sent)) for dst, sent in recording.sent.items())
-        return markers + self._report_if_closed(snapshot_id, recording)
+        markers = tuple([SendMarker(dst, Marker(snapshot_id, sent)) for dst, sent in recording.sent.items()])
+        return markers if recording.open else markers + self._report(snapshot_id, recording)
 
-    def _report_if_closed(self, snapshot_id: SnapshotId, recording: _Recording) -> tuple[Effect, ...]:
-        if recording.open:
-            return ()
+    def _report(self, snapshot_id: SnapshotId, recording: _Recording) -> tuple[Effect, ...]:
         del self._recordings[snapshot_id]
         self._finished.add(snapshot_id)
         channels = {
             src: ChannelState(received + 1, recording.payloads(src))
             if src in recording.batches
-            else _empty(received + 1)
+            else empty_channel(received + 1)
             for src, received in recording.received.items()
         }
         local = LocalSnapshot(self.node, snapshot_id, recording.captured, recording.sent, recording.received, channels)

@@ -42,6 +42,7 @@ _LARGE_BYTES, _WIDE_BYTES = 16 * 1024, 1 << 20
 
 #: Bytes that follow, kind, number of the first message or count of the marker, how many messages.
 _HEADER = struct.Struct("!QBQI")
+_HEADER_BYTES = _HEADER.size
 _BATCH, _MARKER = range(2)
 
 #: The number of the first message, and the payloads.
@@ -143,7 +144,12 @@ class QueueSender(Sender):
 
     def send_marker(self, marker: Marker) -> bool:
         body = _id_bytes(marker.snapshot_id)
-        return self._write(_HEADER.pack(len(body), _MARKER, marker.sent, 0), body)
+        frame = _HEADER.pack(len(body), _MARKER, marker.sent, 0) + body
+        # So few bytes a pipe takes at once or not at all (PIPE_BUF).
+        if not self._backlog and self._try(frame):
+            return True
+        self._backlog.append(memoryview(frame))
+        return False
 
     def flush(self) -> bool:
         while self._backlog:
@@ -231,13 +237,13 @@ class QueueReceiver(Receiver):
     def _parse(self, data: bytes) -> list[Batch | Marker]:
         items: list[Batch | Marker] = []
         at, size = 0, len(data)
-        end = needed = _HEADER.size
+        end = needed = _HEADER_BYTES
         while end <= size:
             length, kind, number, count = _HEADER.unpack_from(data, at)
             if kind > _MARKER:
                 # At once: the length is not one either, and so many bytes may never come.
                 raise ProtocolError(f"a channel carried a frame of unknown kind {kind}")
-            body, needed = end, _HEADER.size + length
+            body, needed = end, _HEADER_BYTES + length
             if at + needed > size:
                 break
             at = body + length
@@ -245,7 +251,7 @@ class QueueReceiver(Receiver):
                 items.append(Marker(_snapshot_id(data[body:at]), number))
             else:
                 items.append((number, PackedBatch(count, data[body:at])))
-            end, needed = at + _HEADER.size, _HEADER.size
+            end, needed = at + _HEADER_BYTES, _HEADER_BYTES
         if at < size:
             self._rest, self._length, self._needed = [data[at:]], size - at, needed
         return items

@@ -72,8 +72,13 @@ class Parts:
         """
         keeps = self._place is not None and local.snapshot_id not in self._passing
         self._passing.discard(local.snapshot_id)
+        captured = local.captured
+        assert isinstance(captured, Captured)
+        if not keeps and isinstance(captured.state, bytes) and len(captured.state) <= STAGING_BYTES:
+            # Nearly always, and then a node of many snapshots a second has nothing to undo.
+            return HandedOver(self.staging.put_if_large(pack(local)), None, None, None)
         with contextlib.ExitStack() as undo:
-            ticket, state = self._put_state(local, captures, keeps, undo)
+            ticket, state = self._put_state(captured.state, captures, keeps, undo)
             apart = ticket is not None or state is not None
             part = self._keep(pack_lasting(local, apart=apart), undo) if keeps else None
             handed_over = HandedOver(self.staging.put_if_large(pack(local, apart=apart)), ticket, state, part)
@@ -81,11 +86,8 @@ class Parts:
         return handed_over
 
     def _put_state(
-        self, local: LocalSnapshot, captures: Captures, keeps: bool, undo: contextlib.ExitStack
+        self, state: object, captures: Captures, keeps: bool, undo: contextlib.ExitStack
     ) -> tuple[Ticket | None, StagedReceipt | None]:
-        captured = local.captured
-        assert isinstance(captured, Captured)
-        state = captured.state
         if isinstance(state, Encoding):
             file, receipt = captures.release(state)
             undo.callback(file.drop)

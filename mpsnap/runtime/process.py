@@ -70,6 +70,9 @@ STACK_FILE = "mpsnap-stack"
 #: Phases in which something may be sent.
 _HOOKS = frozenset({"on_message", "on_idle", "on_timer", "on_command"})
 
+#: What `epoll` says of a pipe that can be written to, and of nothing else.
+_WRITABLE = select.EPOLLOUT
+
 #: Exit statuses of a node.
 EXIT_STOPPED = 0
 EXIT_FAILED = 1
@@ -257,6 +260,9 @@ class NodeProcess(Driver):
         if self._journal is None:
             # Called from within hooks: straight to where it goes.
             self.offer = outbound.offer  # type: ignore[method-assign]
+        if not spec.failpoints:
+            # Called once a channel in every snapshot.
+            self.send_marker = outbound.send_marker  # type: ignore[method-assign]
         return outbound
 
     def _leave(self) -> None:
@@ -329,9 +335,10 @@ class NodeProcess(Driver):
         self._view.turn(now, self._busy)
         self._outbound.now = now
         self._lone = len(events) == 1
+        on_readable = self._on_readable
         for fd, mask in events:
-            if mask & ~select.EPOLLOUT and fd in self._on_readable:
-                self._on_readable[fd]()
+            if mask != _WRITABLE and fd in on_readable:
+                on_readable[fd]()
             elif fd == self._results.fd:
                 self._write_results()
             elif fd in self._awaited:
@@ -411,16 +418,16 @@ class NodeProcess(Driver):
 
     def _read_channel(self, src: str, receiver: QueueReceiver) -> None:
         items = receiver.receive()
-        if self._lone and len(items) == 1 and self._running and self._core.passive and self._room() > 1:
-            (item,) = items
-            if not isinstance(item, Marker) and len(item[1]) == 1:
-                self._deliver(src, *item)
-                return
         for item in items:
             if isinstance(item, Marker):
                 self._core.receive_marker(src, item)
+            elif self._lone and len(items) == 1 and len(item[1]) == 1 and self._may_deliver():
+                self._deliver(src, *item)
             else:
                 self._core.receive_batch(src, *item)
+
+    def _may_deliver(self) -> bool:
+        return self._running and self._core.passive and self._room() > 1
 
     def _deliver(self, src: str, number: int, payloads: Sequence[object]) -> None:
         """Have a lone message handled on the shortest way: nothing else waits here that it could keep waiting."""
