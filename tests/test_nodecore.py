@@ -314,6 +314,44 @@ def test_a_context_keeps_nothing() -> None:
         one.core._ctx.mood = "good"
 
 
+class Guarded(Node):
+    """Let nobody else set attributes, and show them to others from the beginning."""
+
+    transient = ("shown",)
+    shown: ClassVar[list[dict[str, Any]]] = []
+
+    def __init__(self) -> None:
+        vars(self)["mood"] = "good"
+        self.shown.append(vars(self))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AssertionError(f"{name} is set from outside")
+
+
+def test_a_node_keeps_the_attributes_it_was_made_with_and_whoever_else_has_them() -> None:
+    """Whatever is done for them to be found quickly."""
+    node = Guarded()
+    one = Solo(node)
+    Guarded.shown[-1]["mood"] = "better"
+    assert node.mood == "better"  # type: ignore[attr-defined]
+    assert PLAIN.decode(one.core.look()) == {"mood": "better"}
+    diary = Diary()
+    entries = diary.entries
+    Solo(diary)
+    assert diary.entries is entries
+    assert list(vars(diary)) == ["entries", "acts"]
+
+
+def test_a_core_has_no_more_attributes_than_its_class_can_lay_out() -> None:
+    """With more than 30, each object of a class has a dict of its own, and no call of a method of it is quick."""
+    plain = Solo(Diary()).core
+    journal = EntryJournal("A", PLAIN, Clock(), lambda entry: None)
+    about: dict[str, Any] = {"unreachable": (), "incarnation": 0, "seed": 0, "codec": PLAIN, "clock": Clock()}
+    noted = JournaledCore("A", Diary(), inbound=(), outbound=(), driver=RecordingDriver(), journal=journal, **about)
+    assert len(vars(plain)) <= 30
+    assert len(vars(noted)) <= 30
+
+
 def test_the_driver_can_end_a_row_from_within_a_hook() -> None:
     """One whose channel has just filled up."""
     node, one = started({"on_message": lambda ctx: one.core.interrupt()}, inbound=["B"])

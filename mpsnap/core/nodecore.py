@@ -327,7 +327,8 @@ class NodeCore:
         """Return when `step` has something to run: 0 for now, a time of the clock, None for not before an item."""
         if self._ready or self._commands or (sources and self._idle_wanted):
             return 0.0
-        return self.next_timer if sources else None
+        timers = self._timers.heap
+        return timers[0].due if sources and timers else None
 
     def step(self, *, sources: bool) -> bool:
         """Run at most one hook and return whether one ran; timers and idle calls only if `sources` is true.
