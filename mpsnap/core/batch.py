@@ -70,6 +70,11 @@ class PackedBatch(Sequence[object]):
         return payloads
 
 
+def pack(payloads: list[object]) -> bytes:
+    """Return payloads, each of them fixed, as the bytes of a `PackedBatch`."""
+    return marshal.dumps(payloads, _VERSION)
+
+
 def pack_batch(payloads: list[object]) -> PackedBatch:
     """Pack payloads, each of them fixed."""
-    return PackedBatch(len(payloads), marshal.dumps(payloads, _VERSION))
+    return PackedBatch(len(payloads), pack(payloads))

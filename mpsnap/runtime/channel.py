@@ -28,7 +28,7 @@ from functools import lru_cache
 from multiprocessing.queues import Queue
 from typing import Any
 
-from mpsnap.core.batch import PackedBatch, pack_batch
+from mpsnap.core.batch import PackedBatch, pack
 from mpsnap.core.errors import ClusterError, ProtocolError
 from mpsnap.core.protocol import Marker, SnapshotId
 
@@ -36,6 +36,10 @@ from mpsnap.core.protocol import Marker, SnapshotId
 READ_BYTES = 64 * 1024
 #: What it reads after a turn that has read so much: not always, as Python makes room for all of it beforehand.
 WIDE_READ_BYTES = 256 * 1024
+
+#: What a message is taken to be at least. Of smaller ones the average changes
+#: with every batch, and with it all that goes by the size of messages would have to be reckoned anew.
+LEAST_BYTES = 16
 
 #: A pipe that is full of frames of at least this size is made as wide as a user may make it.
 _LARGE_BYTES, _WIDE_BYTES = 16 * 1024, 1 << 20
@@ -122,11 +126,11 @@ def close_reader(queue: Queue[Any]) -> None:
 class QueueSender(Sender):
     """Write a channel's items into a Queue's pipe.
 
-    `message_bytes` is what a message took on average in the last batch.
+    `message_bytes` is what a message took on average in the last batch, `LEAST_BYTES` at least.
     """
 
     def __init__(self, queue: Queue[Any]) -> None:
-        self.message_bytes = 1
+        self.message_bytes = LEAST_BYTES
         self._queue = queue
         self._fd = writer_fd(queue)
         os.set_blocking(self._fd, False)
@@ -137,10 +141,10 @@ class QueueSender(Sender):
         self._widened = False
 
     def send(self, first: int, payloads: list[object]) -> bool:
-        batch = pack_batch(payloads)
-        length = len(batch.data)
-        self.message_bytes = max(1, length // batch.size)
-        return self._write(_HEADER.pack(length, _BATCH, first, batch.size), batch.data)
+        data = pack(payloads)
+        length, size = len(data), len(payloads)
+        self.message_bytes = max(LEAST_BYTES, length // size)
+        return self._write(_HEADER.pack(length, _BATCH, first, size), data)
 
     def send_marker(self, marker: Marker) -> bool:
         body = _id_bytes(marker.snapshot_id)

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 
 from mpsnap.core.errors import MpsnapError
 from mpsnap.core.protocol import Marker, Outbox
-from mpsnap.runtime.channel import QueueSender
+from mpsnap.runtime.channel import LEAST_BYTES, QueueSender
 from mpsnap.runtime.deadlock import REPORT_SECONDS
 
 #: A batch leaves at this many messages or, going by the size of the last ones, at about this many bytes.
@@ -62,7 +62,7 @@ class _Lane:
         #: Going by the size of the last ones: messages that may be sent and not taken, and those that make a batch.
         self.window = window
         self.most = BATCH_MESSAGES
-        self.message_bytes = 1
+        self.message_bytes = LEAST_BYTES
         #: When something last left; and when the oldest message that waits was sent, 0 while none does.
         self.left = self.since = 0.0
         #: The message after which the receiver's count has to be read again.
