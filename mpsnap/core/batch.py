@@ -52,6 +52,11 @@ class PackedBatch(Sequence[object]):
     def __getitem__(self, index: int | slice) -> object:
         return self.unpacked()[index]
 
+    def __eq__(self, other: object) -> bool:
+        return tuple(self) == tuple(other) if isinstance(other, Sequence) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
     def __repr__(self) -> str:
         return f"<{self.size} payloads in {len(self.data)} bytes>"
 

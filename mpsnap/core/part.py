@@ -132,13 +132,14 @@ def unpack(data: bytes, state: bytes | StoredState | None = None) -> LocalSnapsh
         if len(numbers) % 2:
             raise CodecError("not a local snapshot: messages without a length", where=src)
         found = []
-        for size, length in zip(numbers[::2], numbers[1::2], strict=True):
+        for k in range(0, len(numbers), 2):
+            size, length = numbers[k], numbers[k + 1]
             if size < 0 or not 0 <= length <= len(data) - at:
                 raise CodecError("not a local snapshot: messages are missing", where=src)
             found.append(PackedBatch(size, bodies[at : at + length]))
             at += length
         if found:
-            in_flight[src] = Chained(found)
+            in_flight[src] = Chained(found) if len(found) > 1 else found[0]
     if at != len(data):
         raise CodecError(f"not a local snapshot: {len(data)} bytes where {at} were due")
     return _put_together(plain, state, in_flight)

@@ -266,7 +266,7 @@ class Chained(Sequence[object]):
         return tuple(self)[index]
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, (Chained, tuple)) and tuple(self) == tuple(other)
+        return tuple(self) == tuple(other) if isinstance(other, (Chained, tuple)) else NotImplemented
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -536,7 +536,7 @@ class SnapshotProtocol:
                 recording.add(src, *inbox.batches())
         recording.open.update(src for src in self.inbound if src != closing)
         self._recordings[snapshot_id] = recording
-        markers = tuple([SendMarker(dst, Marker(snapshot_id, sent)) for dst, sent in recording.sent.items()])
+        markers = tuple(SendMarker(dst, Marker(snapshot_id, sent)) for dst, sent in recording.sent.items())
         return markers if recording.open else markers + self._report(snapshot_id, recording)
 
     def _report(self, snapshot_id: SnapshotId, recording: _Recording) -> tuple[Effect, ...]:

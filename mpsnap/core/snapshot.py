@@ -211,7 +211,7 @@ class GlobalSnapshot:
         Paper: section 5, stable properties. Nothing can happen after such a cut, so what holds in it holds for good.
         """
         complete = len(self.nodes) == len(self.topology.nodes)
-        return complete and self.in_flight == 0 and all(node.passive for node in self.nodes.values())
+        return complete and all(node.passive for node in self.nodes.values()) and self.in_flight == 0
 
     @property
     def verified(self) -> bool:

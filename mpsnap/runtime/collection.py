@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from mpsnap.core.codec import Codec
-from mpsnap.core.errors import MpsnapError, ProtocolError, SnapshotError, SnapshotLost
+from mpsnap.core.errors import CodecError, MpsnapError, ProtocolError, SnapshotError, SnapshotLost
 from mpsnap.core.events import Progress
+from mpsnap.core.part import unpack
 from mpsnap.core.protocol import LocalSnapshot, SnapshotId
-from mpsnap.core.snapshot import Captured, GlobalSnapshot, StoredState
+from mpsnap.core.snapshot import GlobalSnapshot, StoredState
 from mpsnap.core.topology import Topology
 
 #: Names of nodes or channels that one error lists before it counts the rest.
@@ -47,8 +48,10 @@ class Collection:
         self.initiators = initiators
         self.began = began
         self.timeout = timeout
-        #: Parts that have come in, by node.
-        self.parts: dict[str, LocalSnapshot] = {}
+        #: Parts that have come in, by node: as they came, and their states if these came apart. They are unpacked when
+        #: all are there and one after another, which takes a third of the time that it takes each time one comes in;
+        #: and for that time the supervisor would keep a processor from the nodes that are not so far.
+        self.parts: dict[str, tuple[bytes, bytes | StoredState | None]] = {}
         #: How many commands had been given to nodes when it began.
         self.disturbances = 0
         #: When it was given up: the sources whose marker each node still awaited, None if it had not recorded, and an
@@ -59,16 +62,18 @@ class Collection:
         #: By node that was asked meanwhile, when it had recorded, and the sources it awaited then.
         self._inspected: dict[str, tuple[float, tuple[str, ...]]] = {}
 
-    def add(self, local: LocalSnapshot, times: tuple[float, ...] = ()) -> None:
-        """Take a part in, and when it was recorded and closed.
+    def add(
+        self, node: str, data: bytes, state: bytes | StoredState | None = None, times: tuple[float, ...] = ()
+    ) -> None:
+        """Take a node's part in, packed, with its state if that came apart, and when it was recorded and closed.
 
         Raises:
             ProtocolError: The node has reported already.
         """
-        if local.node in self.parts:
-            raise ProtocolError(f"second report for snapshot {self.id}", where=local.node)
-        self.parts[local.node] = local
-        self._times[local.node] = times
+        if node in self.parts:
+            raise ProtocolError(f"second report for snapshot {self.id}", where=node)
+        self.parts[node] = data, state
+        self._times[node] = times
 
     def inspected(self, node: str, recorded: float, awaited: tuple[str, ...]) -> None:
         """Take in what a node says while the snapshot is open."""
@@ -100,9 +105,9 @@ class Collection:
 
     def drop(self) -> None:
         """Give up the files of its states: nobody will look at them."""
-        for part in self.parts.values():
-            if isinstance(part.captured, Captured) and isinstance(part.captured.state, StoredState):
-                part.captured.state.close()
+        for _, state in self.parts.values():
+            if isinstance(state, StoredState):
+                state.close()
 
     def missing(self, topology: Topology) -> tuple[str, ...]:
         """Return the nodes that have not reported."""
@@ -113,10 +118,10 @@ class Collection:
 
         Raises:
             ConsistencyError: It is not consistent or not complete.
+            CodecError: A part is not what a node packs.
         """
-        snapshot = GlobalSnapshot(
-            number, self.id, self.initiators, topology, self.parts, codecs, duration=now - self.began
-        )
+        parts = {node: _unpacked(node, data, state) for node, (data, state) in self.parts.items()}
+        snapshot = GlobalSnapshot(number, self.id, self.initiators, topology, parts, codecs, duration=now - self.began)
         snapshot.verify()
         return snapshot
 
@@ -151,6 +156,13 @@ class Collection:
 
     def __str__(self) -> str:
         return str(self.id) if self.number is None else f"{self.number} ({self.id})"
+
+
+def _unpacked(node: str, data: bytes, state: bytes | StoredState | None) -> LocalSnapshot:
+    try:
+        return unpack(data, state)
+    except CodecError as error:
+        raise CodecError(error.what, where=node) from error
 
 
 def _some(items: list[str], separator: str = ", ") -> str:

@@ -18,7 +18,6 @@ from collections.abc import Callable, Mapping
 from mpsnap.core.codec import Codec
 from mpsnap.core.errors import CodecError, ConsistencyError, MpsnapError, SnapshotError, StoreError
 from mpsnap.core.events import Event, Initiated, SnapshotAbandoned, SnapshotCompleted, SnapshotInitiated
-from mpsnap.core.part import unpack
 from mpsnap.core.protocol import FinishedIds, SnapshotId
 from mpsnap.core.snapshot import GlobalSnapshot, StoredState
 from mpsnap.core.topology import Topology
@@ -192,7 +191,7 @@ class Snapshots:
                 self.refused(node, snapshot_id, error.what, error.where, error.hint)
                 return
         if collection is not None:
-            collection.add(unpack(data, state), times)
+            collection.add(node, data, state, times)
             if len(collection.parts) == len(self._topology.nodes) and not collection.missing(self._topology):
                 self._complete(collection)
             return

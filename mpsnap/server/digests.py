@@ -245,8 +245,8 @@ def messages_of(snapshot: GlobalSnapshot) -> int:
     size = 0
     for part in parts_of(snapshot).values():
         for state in part.channels.values():
-            if isinstance(state.payloads, Chained):
-                size += sum(len(batch.data) for batch in state.payloads.batches if isinstance(batch, PackedBatch))
+            batches = state.payloads.batches if isinstance(state.payloads, Chained) else (state.payloads,)
+            size += sum(len(batch.data) for batch in batches if isinstance(batch, PackedBatch))
     return size
 
 
