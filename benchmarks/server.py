@@ -32,7 +32,7 @@ from mpsnap.server.client import Client, find_run
 LOADED, APP, TOKENS = "complete:8", "benchmarks.snapshots:Forwarder", 64
 #: How long messages are counted, and how long whatever has just begun or ended has to settle before that.
 COUNTED_SECONDS, QUICK_COUNTED_SECONDS = 4.0, 0.5
-SETTLING_SECONDS = 1.5
+SETTLING_SECONDS, QUICK_SETTLING_SECONDS = 1.5, 0.25
 #: How many requests strangers make in a second, in a full run thousands in all, and how many connections say nothing.
 KNOCKS, SILENT = 100, 20
 CHROMIUM = os.environ.get("MPSNAP_CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
@@ -150,6 +150,7 @@ def looking_on(scale: Scale) -> Iterator[Row]:
     """The page in a browser and `top` on a terminal, both at once, against nobody."""
     name = f"throughput with the page and top open, {LOADED}, over without"
     counted = QUICK_COUNTED_SECONDS if scale.quick else COUNTED_SECONDS
+    settling = QUICK_SETTLING_SECONDS if scale.quick else SETTLING_SECONDS
     about: dict[str, Any] = {"floor": 0.95, "goal": 0.98}
     try:
         with browser() as opened, Served() as served:
@@ -157,13 +158,13 @@ def looking_on(scale: Scale) -> Iterator[Row]:
             def watched() -> float:
                 page = opened(served.address)
                 with top():
-                    time.sleep(SETTLING_SECONDS)
+                    time.sleep(settling)
                     rate = served.rate(counted)
                 page.close()
                 return rate
 
             def alone() -> float:
-                time.sleep(SETTLING_SECONDS)
+                time.sleep(settling)
                 return served.rate(counted)
 
             turns = scale.turns(name, watched, alone)

@@ -39,8 +39,9 @@ T = TypeVar("T")
 
 #: What the kernel and finalizers may take to clear away what a test has given up.
 GRACE_SECONDS = 3.0
-#: Part of every semaphore's name, so that ours can be told from those of other programs.
-SEMAPHORES = f"mp-{os.getpid()}"
+#: Part of every semaphore's name, so that ours can be told from those of other programs: these are called `mp-` and
+#: eight random characters, which may well begin with the digits of our process.
+SEMAPHORES = f"mpsnap-tests-{os.getpid()}"
 #: The unlinked file of shared memory that multiprocessing keeps for its next `RawArray`.
 ARENA = "/dev/shm/pym-"
 
@@ -238,7 +239,7 @@ def _descriptors() -> set[str]:
 
 
 def _files() -> set[str]:
-    ours = f"sem.{SEMAPHORES}", f"pym-{os.getpid()}"
+    ours = f"sem.{SEMAPHORES}-", f"pym-{os.getpid()}-"
     shared = {name for name in os.listdir("/dev/shm") if name.startswith(ours)}
     staged = {name for name in os.listdir(tempfile.gettempdir()) if name.startswith("mpsnap-")}
     return {f"/dev/shm/{name}" for name in shared} | {f"{tempfile.gettempdir()}/{name}" for name in staged}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,9 +28,15 @@ LARGE_STATE = PLAIN.encode({"block": b"x" * (1 << 20)})
 OUTPUTS = (Output("A", 1, PLAIN.encode("first")), Output("C", 7, PLAIN.encode({"seventh"})))
 
 
+@functools.cache
+def _recorded() -> Mapping[str, LocalSnapshot]:
+    # Once: tests commit the same cut thousands of times, and nothing in it can change.
+    return parts_of(TRIANGLE)
+
+
 def parts(large: str | None = None) -> dict[str, LocalSnapshot]:
     """Return the parts of a cut with three messages in flight, one of them encoded; one node's state may be large."""
-    made = dict(parts_of(TRIANGLE))
+    made = dict(_recorded())
     flying = ChannelState(3, (3, Encoded(PLAIN.encode([4])), ("five", 5.0)))
     made["B"] = made["B"]._replace(channels={"A": flying})
     if large is not None:
