@@ -74,6 +74,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if item not in left_out]
 
 
+def pytest_collection_finish() -> None:
+    """Leave what is imported and collected to itself, which no garbage collection need look through any more."""
+    gc.collect()
+    gc.freeze()
+
+
 def _is_mutation(item: pytest.Item) -> bool:
     """Return whether this runs other tests, and tries these alone."""
     return item.name.startswith("test_without_this_rule_its_test_fails[")
