@@ -26,6 +26,7 @@ import psutil
 import pytest
 from chromium import chromium
 from dashboard_browser import Visits, visiting
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -36,6 +37,10 @@ sys.dont_write_bytecode = True
 os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
 T = TypeVar("T")
+
+# Tests never depend on speed: on a busy machine an example may take seconds, or ten of them a second to be made.
+settings.register_profile("patient")
+settings.load_profile("patient")
 
 #: What the kernel and finalizers may take to clear away what a test has given up.
 GRACE_SECONDS = 3.0

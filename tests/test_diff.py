@@ -13,7 +13,7 @@ from uuid import UUID
 
 import pytest
 from cli_harness import cut
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from keeping import RING, three
 
@@ -43,7 +43,7 @@ class Colour(Enum):
 
 
 #: However slow the machine is.
-PATIENT = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+PATIENT = settings(max_examples=150)
 HERE = Codec(types=[Account, Pair, Colour])
 STRANGER = Codec()
 

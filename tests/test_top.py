@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from fake_run import Document, FakeRun, channel_of, digest_of, node_of, ring_of, status_of
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from terminal import SECONDS, Terminal
 
@@ -329,7 +329,7 @@ def shown(status: Document | None, chosen: Chosen, rows: int = 24, columns: int 
     return text_of(screen(Known("tokens-4711", status, facts["why"], facts["age_s"]), chosen, rows, columns))
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200)
 @given(
     rows=st.integers(0, 60),
     columns=st.integers(0, 200),

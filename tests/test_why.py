@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from fake_run import Document, channel_of, node_of, ring_of, status_of
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mpsnap
@@ -255,7 +255,7 @@ def test_only_stacks_of_hooks_are_shown_and_only_down_to_the_users_code() -> Non
 # --- Any instant. ---
 
 #: A machine that is busy with something else is no failure.
-ANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+ANY = settings(max_examples=150)
 NAMES = [f"Q{k}" for k in range(6)]
 #: Of a healthy run; and what else may be the matter with a node.
 BUSY = ["running", "waiting", "blocked"]
