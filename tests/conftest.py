@@ -57,7 +57,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--mutations", metavar="K/N", default="0/1", help="of the mutations, only every N-th, from the K-th on"
     )
     parser.addoption(
-        "--spawned", metavar="K/N", default="0/1", help="of what is tried with spawn, only every N-th, from the K-th on"
+        "--spawned",
+        metavar="K/N",
+        default="0/1",
+        help="of what is tried with spawn and forkserver too, only every N-th, from the K-th on",
     )
 
 
@@ -91,8 +94,8 @@ def _is_mutation(item: pytest.Item) -> bool:
 
 
 def _is_spawned(item: pytest.Item) -> bool:
-    """Return whether this is tried with spawn, with which each process imports everything anew."""
-    return "spawn" in re.split(r"[\[\]-]", item.name)
+    """Return whether this is tried with a method with which each process, or each cluster, imports everything anew."""
+    return not {"spawn", "forkserver"}.isdisjoint(re.split(r"[\[\]-]", item.name))
 
 
 @pytest.fixture
