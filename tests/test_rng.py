@@ -274,3 +274,16 @@ def test_refused_states(arguments: tuple[int, ...], error: type[Exception], mess
     """A state that was never one is refused when it is restored, not when it is drawn from."""
     with pytest.raises(error, match=message):
         CounterRandom(*arguments)
+
+
+@given(st.lists(st.booleans(), max_size=40), st.integers(0, 20))
+def test_a_choice_of_one_draws_a_word_like_any_other(choices: list[bool], counter: int) -> None:
+    """Wherever in a block it happens, and whatever is drawn between: it makes none of what follows another."""
+    drawn = CounterRandom("N1", counter)
+    for k, of_one in enumerate(choices):
+        assert drawn.counter == counter + k
+        if of_one:
+            assert drawn.choice("a") == "a"
+        else:
+            assert drawn.random() == CounterRandom("N1", counter + k).random()
+    assert drawn.random() == CounterRandom("N1", counter + len(choices)).random()

@@ -144,6 +144,14 @@ class CounterRandom:
         size = len(seq)
         if not size:
             raise IndexError("cannot choose from an empty sequence")
+        if size == 1:
+            # A word is drawn all the same (rule 3), and is not looked at: so it need not be made. A node of a ring,
+            # with one neighbour to choose from, would spend a fifth of its time on that.
+            if self._left:
+                self._left.pop()
+            else:
+                self._end += 1
+            return seq[0]
         # `_below` written out: no sequence is longer than one word can tell.
         shift = _SHIFTS[size] if size <= 256 else 64 - (size - 1).bit_length()
         while (drawn := (self._left or self._load()).pop() >> shift) >= size:
