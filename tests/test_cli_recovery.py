@@ -708,7 +708,8 @@ def test_a_run_without_pickles_needs_no_key_and_makes_none(folder: Path, data: P
         ("class Holds", "class Held", "there is no 'Holds' in "),
         ("import os, signal", "import no_such_module", "No module named 'no_such_module'"),
         ("label: str", "title: str", "does not fit {folder}/app.py:Holds any more: "),
-        ("label: str", "title: str", "app:Parcel no longer has the fields it was kept with"),
+        ("label: str", "title: str", "Parcel no longer has the fields it was kept with: gone: 'label'; new: 'title'"),
+        ("class Parcel", "class Packet", "does not fit {folder}/app.py:Holds any more: "),
         ("class Holds(Node)", "class Holds", "neither a subclass of mpsnap.Node nor a mapping"),
     ],
 )

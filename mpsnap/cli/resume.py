@@ -16,13 +16,11 @@ from mpsnap.cli.options import Work, add_output, add_verb, check_paths, few, fin
 from mpsnap.cli.run import plan_of, supervise
 from mpsnap.cli.show import Result
 from mpsnap.cli.storing import add_recovery, complete, kept, opened, recovery_of
-from mpsnap.core.errors import CodecError, InputError, SnapshotIncompatible
-from mpsnap.core.program import Program, assign, codec_of
-from mpsnap.core.snapshot import GlobalSnapshot
+from mpsnap.core.errors import InputError
+from mpsnap.core.program import Program, assign
 from mpsnap.core.words import listed
 from mpsnap.runtime.seal import key_path, read_key
-from mpsnap.runtime.stored import choose, read_all
-from mpsnap.store.contract import SnapshotReader
+from mpsnap.runtime.stored import choose, read_all, try_states
 from mpsnap.store.directory import DirectoryStore
 from mpsnap.store.manifest import MANIFEST, Manifest, check_compatible, content
 from mpsnap.store.reader import DirectoryReader
@@ -111,7 +109,7 @@ def _resume(options: argparse.Namespace, stdout: TextIO) -> Result:
         _enter(manifest.run["folder"])
         work = _work(options, manifest)
         _refuse_pickles_of_now(manifest, work.programs, options.store)
-        _try_states(store, manifest, work.programs)
+        try_states(store, manifest, work.programs)
         plan = plan_of(options, work)
         check_paths(options)
         check_control(options)
@@ -190,30 +188,3 @@ def _work(options: argparse.Namespace, manifest: Manifest) -> Work:
     invariants = tuple(find_invariant(reference) for reference in options.invariant)
     until_terminated = not any(program.load().endless for program in programs.values())
     return Work(app, manifest.topology, programs, None, invariants, until_terminated)
-
-
-def _try_states(store: SnapshotReader, manifest: Manifest, programs: Mapping[str, Program]) -> None:
-    """Read every value with the classes of the program as it is now; pickles are left alone.
-
-    Raises:
-        SnapshotIncompatible: One of them does not fit any more.
-    """
-    classes = {program.reference: program.load() for program in programs.values()}
-    codecs = {node: codec_of(classes[each.reference], classes.values()).reader() for node, each in programs.items()}
-    origin = store.origin(manifest.number)
-    parts = {node: origin.part(node) for node in manifest.topology.nodes}
-    snapshot = GlobalSnapshot(
-        manifest.number, manifest.id, manifest.initiators, manifest.topology, parts, codecs, manifest.duration
-    )
-    for name, node in snapshot.nodes.items():
-        try:
-            _ = node.state
-            for src in manifest.topology.inbound(name):
-                _ = snapshot.channels[src, name]
-        except CodecError as error:
-            raise SnapshotIncompatible(
-                f"what {name} held in snapshot {manifest.number} does not fit {programs[name].reference} any more: "
-                f"{error.what}",
-                where=error.where or name,
-                hint="the program that it was taken with",
-            ) from error

@@ -149,11 +149,12 @@ class _Writer:
 class _Reader:
     """Read values one at a time: what msgpack calls for each extension and for each list."""
 
-    __slots__ = ("_classes", "_pickle", "array", "extension", "stray")
+    __slots__ = ("_classes", "_known_only", "_pickle", "array", "extension", "stray")
 
-    def __init__(self, classes: Classes, pickle: bool) -> None:
+    def __init__(self, classes: Classes, pickle: bool, known_only: bool) -> None:
         self._classes = classes
         self._pickle = pickle
+        self._known_only = known_only
         #: How many marks were met that no list was found to begin with.
         self.stray = 0
         # Bound here, and not once more for each value.
@@ -188,6 +189,8 @@ class _Reader:
             raise TypeError("the name of a class is not a str")
         shape = self._classes.find(name)
         if shape is None:
+            if self._known_only:
+                raise ValueError(f"there is no class {name} any more")
             return make_opaque(tag, name, parts)
         if shape.tag != tag and not {shape.tag, tag} <= {DATACLASS, IDENTITY_DATACLASS}:
             raise TypeError(f"{name} is a class of another kind now")
@@ -231,6 +234,7 @@ class Codec:
     def __init__(self, types: Iterable[type] = (), modules: Iterable[str] = (), pickle: bool = False) -> None:
         self._know(Classes(types, modules))
         self._pickle = pickle
+        self._known_only = False
         # Those not at work: to make one for every message would take as long as its work. Each is taken and put back in
         # one step, so that neither a thread nor the hash of a key meets one at work. One that failed never comes back.
         self._packers: list[Callable[[object], bytes]] = []
@@ -331,6 +335,13 @@ class Codec:
         other._know(self._classes)
         return other
 
+    def trial(self) -> Codec:
+        """Return a codec as `reader` does, of which `decode` raises where an instance of a class is not known here."""
+        other = Codec()
+        other._know(self._classes)
+        other._known_only = True
+        return other
+
     def _pack_simple(self, value: object) -> bytes:
         """Write a value in which there is neither a bytearray nor a set inside of a set."""
         try:
@@ -346,7 +357,7 @@ class Codec:
         try:
             reader = self._readers.pop()
         except IndexError:
-            reader = _Reader(self._classes, self._pickle)
+            reader = _Reader(self._classes, self._pickle, self._known_only)
         value: object = msgpack.unpackb(
             data,
             ext_hook=reader.extension,

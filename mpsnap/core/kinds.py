@@ -368,7 +368,7 @@ def make_instance(shape: Shape, parts: list[Any]) -> object:
         return tuple.__new__(shape.cls, parts)
     (held,) = parts
     if _exactly(dict, held).keys() != shape.field_set:
-        raise ValueError(f"{shape.name} no longer has the fields it was kept with")
+        raise ValueError(f"{shape.name} no longer has the fields it was kept with: {_changes(held, shape)}")
     value = object.__new__(shape.cls)
     if not shape.slots and held:
         value.__dict__.update(held)
@@ -380,6 +380,12 @@ def make_instance(shape: Shape, parts: list[Any]) -> object:
         else:
             value.__dict__[name] = item
     return value
+
+
+def _changes(held: dict[Any, Any], shape: Shape) -> str:
+    gone = sorted(repr(name) for name in held.keys() - shape.field_set)
+    new = sorted(repr(name) for name in shape.field_set - held.keys())
+    return "; ".join(f"{what}: {', '.join(names[:5])}" for what, names in (("gone", gone), ("new", new)) if names)
 
 
 def take_opaque(value: Opaque) -> tuple[bytes, list[Any]]:

@@ -11,8 +11,10 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mpsnap.core.errors import InputError, SnapshotCorrupt, StoreError
-from mpsnap.core.program import Program
+from mpsnap.core.codec import thaw
+from mpsnap.core.errors import CodecError, InputError, SnapshotCorrupt, SnapshotIncompatible, StoreError
+from mpsnap.core.program import Program, codec_of
+from mpsnap.core.snapshot import GlobalSnapshot
 from mpsnap.core.topology import Topology
 from mpsnap.core.words import listed
 from mpsnap.runtime.recovery import Recovery
@@ -100,6 +102,7 @@ def _point(
         )
     check_compatible(manifest, topology, {node: program.reference for node, program in programs.items()})
     read_all(store, manifest, asking_for)
+    try_states(store, manifest, programs)
     return manifest
 
 
@@ -149,6 +152,37 @@ def read_all(store: DirectoryStore, manifest: Manifest, asking_for: Callable[[in
         store.verify(manifest.number)
     except StoreError as error:
         raise _unreadable(store, error, manifest.number, asking_for) from error
+
+
+def try_states(store: SnapshotReader, manifest: Manifest, programs: Mapping[str, Program]) -> None:
+    """Read every value with the classes of the program as it is now; pickles are left alone.
+
+    A class that is gone is no `Opaque` here: no node could do anything with that.
+
+    Raises:
+        SnapshotIncompatible: One of them does not fit any more.
+    """
+    classes = {node: program.load() for node, program in programs.items()}
+    codecs = {node: codec_of(each, classes.values()).trial() for node, each in classes.items()}
+    origin = store.origin(manifest.number)
+    parts = {node: origin.part(node) for node in manifest.topology.nodes}
+    snapshot = GlobalSnapshot(
+        manifest.number, manifest.id, manifest.initiators, manifest.topology, parts, codecs, manifest.duration
+    )
+    for name, node in snapshot.nodes.items():
+        try:
+            _ = node.state
+            for src in manifest.topology.inbound(name):
+                _ = snapshot.channels[src, name]
+            for timer in node.timers:
+                thaw(timer.args, codecs[name])
+        except CodecError as error:
+            raise SnapshotIncompatible(
+                f"what {name} held in snapshot {manifest.number} does not fit {programs[name].reference} any more: "
+                f"{error.what}",
+                where=error.where or name,
+                hint="the program that it was taken with",
+            ) from error
 
 
 def _unreadable(

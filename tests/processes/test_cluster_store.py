@@ -214,6 +214,37 @@ def test_a_program_can_go_on_from_an_older_snapshot(tmp_path: Path) -> None:
         assert cluster.snapshot().number > final
 
 
+HOLDING = """
+from dataclasses import dataclass
+from mpsnap import Node
+
+@dataclass
+class Parcel:
+    label: str
+
+class Holds(Node):
+    def setup(self, ctx):
+        self.parcel = Parcel("one")
+"""
+
+
+def test_a_program_whose_classes_have_changed_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands for an instance of a class that is not there is for who looks on, and never a node's state."""
+    (tmp_path / "holding_parcels.py").write_text(HOLDING)
+    monkeypatch.syspath_prepend(tmp_path)
+    kept = tmp_path / "kept"
+    with Cluster("ring:2", "holding_parcels:Holds", store=kept):
+        pass
+    shutil.rmtree(kept / "snap-00000001")
+    monkeypatch.delattr("holding_parcels.Parcel")
+    with pytest.raises(InputError, match=r"what N1 held in snapshot 0 does not fit .*no class holding_parcels:Parcel"):
+        Cluster("ring:2", "holding_parcels:Holds", store=kept, resume=True)
+    monkeypatch.undo()
+    monkeypatch.syspath_prepend(tmp_path)
+    with Cluster("ring:2", "holding_parcels:Holds", store=kept, resume=True) as cluster:
+        assert cluster.snapshot().nodes["N1"].state["parcel"].label == "one"
+
+
 @pytest.mark.parametrize("resuming", [{"resume": True}, {"resume_from": 1}])
 def test_without_a_store_there_is_nothing_to_go_on_from(resuming: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="goes on from what is in its store, and has none; try: store=DIRECTORY"):
