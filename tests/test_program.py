@@ -429,3 +429,52 @@ def test_the_codec_of_a_cluster_knows_the_classes_of_all_its_nodes(folder: Path)
     data = codec_of(sender, [sender, receiver]).encode(red)
     assert codec_of(receiver, [sender, receiver]).decode(data) is red
     assert codec_of(receiver).decode(data) != red
+
+
+class Awaited(Node):
+    async def on_message(self, ctx: Context, sender: str, payload: object) -> None:  # type: ignore[override]
+        pass
+
+
+class Yielding(Node):
+    def on_idle(self, ctx: Context) -> Any:
+        yield True
+
+
+class Slotted(Node):
+    __slots__ = ("cache", "count")
+    count: int
+    transient = ("cache",)
+
+
+class SlottedWithACapture(Slotted):
+    def capture(self) -> Any:
+        return self.count
+
+
+class OnlyTransientSlots(Node):
+    __slots__ = ("cache",)
+    transient = ("cache",)
+
+
+@pytest.mark.parametrize(("node", "hook"), [(Awaited, "on_message"), (Yielding, "on_idle")])
+def test_a_hook_whose_body_nobody_would_run_is_refused(node: type[Node], hook: str) -> None:
+    """What a call of it returns would be thrown away, and every message with it."""
+    with pytest.raises(AppError) as caught:
+        assign(RING, node)
+    assert str(caught.value) == (
+        f"{hook} of {HERE}:{node.__name__} is a coroutine or a generator, and nobody would run it; "
+        f"try: def {hook} without async and yield"
+    )
+
+
+def test_a_state_in_slots_is_refused_unless_the_class_captures_it_itself() -> None:
+    """An instance has a dict besides, and `capture` returns that alone."""
+    with pytest.raises(AppError) as caught:
+        assign(RING, Slotted)
+    assert str(caught.value) == (
+        f"{HERE}:Slotted has __slots__ (count), which no snapshot would hold; "
+        "try: attributes without slots, or capture and restore that keep them"
+    )
+    assign(RING, SlottedWithACapture)
+    assign(RING, OnlyTransientSlots)

@@ -17,16 +17,21 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Iterable, Mapping
-from types import ModuleType
+from types import MemberDescriptorType, ModuleType
 from typing import Any, NamedTuple
 
 from mpsnap.core.codec import Codec
 from mpsnap.core.errors import AppError, CodecError
 from mpsnap.core.node import Node, parameters
 from mpsnap.core.topology import Topology
+from mpsnap.core.words import listed
 
 #: What `nodes=` takes for one node: a class or its import string, alone or with parameters.
 NodeSpec = type[Node] | str | tuple[type[Node] | str, Mapping[str, Any]]
+
+#: What of a node is called as a plain function, and what no such function is: a call of it runs none of its body.
+_HOOKS = ("setup", "on_start", "on_message", "on_command", "on_idle", "on_stop", "capture", "restore")
+_NO_HOOKS = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
 
 
 class Program(NamedTuple):
@@ -260,10 +265,30 @@ def _check_class(node_class: type[Node], reference: str) -> None:
         codec_of(node_class)
     except (CodecError, TypeError) as error:
         raise AppError(f"types of {reference}: {error}") from error
+    for hook in _HOOKS:
+        function = getattr(node_class, hook)
+        if any(kind(function) for kind in _NO_HOOKS):
+            raise AppError(
+                f"{hook} of {reference} is a coroutine or a generator, and nobody would run it",
+                hint=f"def {hook} without async and yield",
+            )
+    slots = _slots(node_class) - set(node_class.transient)
+    if slots and node_class.capture is Node.capture:
+        raise AppError(
+            f"{reference} has __slots__ ({listed(sorted(slots))}), which no snapshot would hold",
+            hint="attributes without slots, or capture and restore that keep them",
+        )
     try:
         inspect.signature(node_class.setup).bind_partial(None, None)
     except TypeError as error:
         raise AppError(f"setup of {reference} does not take a context", hint="def setup(self, ctx, ...)") from error
+
+
+def _slots(node_class: type[Node]) -> set[str]:
+    """Return the names of what an instance holds in slots, and not in its dict."""
+    return {
+        name for base in node_class.__mro__ for name, slot in vars(base).items() if type(slot) is MemberDescriptorType
+    }
 
 
 def _key_of(node: str, table: Mapping[str, NodeSpec]) -> str:
