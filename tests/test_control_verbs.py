@@ -202,7 +202,9 @@ def test_a_node_is_named_once(command: Command, fake: FakeRun) -> None:
     assert "N1 is named twice" in command("pause", "N1", "N2", "N1", status=2).error
 
 
-@pytest.mark.parametrize("text", ["report", "{'a': 1}", "", "NaN", '{"a": -Infinity}', 10_000 * "[", "'", "\x1b[2J"])
+@pytest.mark.parametrize(
+    "text", ["report", "{'a': 1}", "", "NaN", '{"a": -Infinity}', "[1e400]", 10_000 * "[", "'", "\x1b[2J"]
+)
 def test_a_command_is_json_before_anything_is_asked(command: Command, fake: FakeRun, text: str) -> None:
     error = command("command", "N1", text, status=2).error
     assert "is not JSON" in error
