@@ -407,7 +407,10 @@ def _quiet(scene: _Scene) -> str | None:
             f"every node waits and no message is in flight, for {span_shown(least)} now: "
             "nothing happens any more but for timers and commands"
         )
-    return "at this instant every node waits and no message is in flight; nothing happens any more, if it stays so"
+    return (
+        "at this instant every node waits and no message is in flight; "
+        "if it stays so, nothing happens any more but for timers and commands"
+    )
 
 
 def _well(status: Mapping[str, Any], scene: _Scene) -> str:
