@@ -137,13 +137,16 @@ class Cluster:
         resume_from: int | None = None,
     ) -> None:
         refuse_to_start_in_a_node()
-        if snapshot_every is not None and not snapshot_every > 0:
-            raise InputError(f"snapshot_every is {snapshot_every!r}, not a positive number of seconds")
+        for name, value in (("snapshot_every", snapshot_every), ("handler_deadline", handler_deadline)):
+            if value is not None:
+                _refuse_unless_positive(name, value)
+        _refuse_unless_positive("snapshot_timeout", snapshot_timeout)
         if store is None and (resume or resume_from is not None):
             raise InputError("a cluster goes on from what is in its store, and has none", hint="store=DIRECTORY")
-        if isinstance(topology, str):
-            topology = parse_topology(topology)
-        self.topology, programs = assign(topology, nodes, params)
+        given: object = parse_topology(topology) if isinstance(topology, str) else topology
+        if not isinstance(given, Topology):
+            raise InputError(f"{given!r} is no topology", hint="a specification such as 'ring:4', or a Topology")
+        self.topology, programs = assign(given, nodes, params)
         settings: dict[str, Any] = {
             "start_method": start_method,
             "seed": seed,
@@ -525,6 +528,15 @@ class Cluster:
         while (refuse := taken(self._requests.popleft)) is not None:
             refuse()  # by the supervisor, each in its own words
         self._calls.refuse(self._error or ClusterError("the cluster has stopped"))
+
+
+def _refuse_unless_positive(name: str, value: Any) -> None:
+    try:
+        if value > 0:
+            return
+    except TypeError:
+        pass
+    raise InputError(f"{name} is {value!r}, not a positive number of seconds")
 
 
 def _kill_the_living() -> None:

@@ -77,10 +77,29 @@ def test_a_proof_of_termination_does_not_outlive_a_command() -> None:
         assert (last.nodes["N1"].state, last.nodes["N2"].state) == ({"n": 1}, {"n": 1})
 
 
-@pytest.mark.parametrize("wrong", [{"window": 1}, {"window": 1.5}, {"snapshot_every": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"window": 1},
+        {"window": 1.5},
+        {"snapshot_every": 0},
+        {"snapshot_every": "1"},
+        {"snapshot_timeout": -1},
+        {"snapshot_timeout": None},
+        {"handler_deadline": 0},
+        {"handler_deadline": float("nan")},
+        {"handler_deadline": "5"},
+    ],
+)
 def test_numbers_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=f"^{next(iter(wrong))} is "):
         Cluster("ring:2", Puppet, **wrong)
+
+
+@pytest.mark.parametrize("topology", [None, 5, Path("net.top")])
+def test_what_is_no_topology_is_refused(topology: Any) -> None:
+    with pytest.raises(InputError, match="is no topology; try: a specification such as 'ring:4', or a Topology"):
+        Cluster(topology, Puppet)
 
 
 def test_a_window_of_two_messages_is_enough() -> None:
