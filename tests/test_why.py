@@ -126,6 +126,13 @@ def test_a_deadlock_is_a_cycle_of_full_channels() -> None:
     assert "cycle: N1 -> N2 -> N1" in why_text(why)
 
 
+def test_a_node_that_has_come_to_its_end_takes_nothing_more() -> None:
+    """What was sent to it stays in its channel, and nobody is let go on by it."""
+    nodes = [node_of("N1", "frozen"), node_of("N2"), node_of("N3", phase="stopped")]
+    channels = [channel_of("N1", "N2"), channel_of("N2", "N3", 1), channel_of("N3", "N2")]
+    assert verdict(status_of(nodes, channels)) == "N1's process is stopped (SIGSTOP); 1 node waits for it"
+
+
 @pytest.mark.parametrize("seconds", [0.2, None])
 def test_a_cycle_that_may_be_of_this_instant_is_not_called_a_deadlock(seconds: float | None) -> None:
     """The numbers of a status are read one after the other, and full channels come and go."""

@@ -91,7 +91,9 @@ class _Scene:
         return all((since := self.since(name)) is not None and since >= LONG_SECONDS for name in names)
 
     def coming(self, name: str) -> int:
-        """Return how many messages a node could take."""
+        """Return how many messages a node could take: none any more when it has come to its end."""
+        if self.nodes[name].get("phase") == "stopped":
+            return 0
         return sum(int(channel["in_flight"]) for channel in self.inbound[name] if channel["in_flight"] > 0)
 
     def acts(self, name: str) -> bool:
