@@ -563,10 +563,11 @@ class NodeCore:
 
         state = self._driver.fix(None if self._cause is None else self._cause[0], encode)
         self._driver.phase(self._hook)
+        random = self.random
         return Captured(
             state=state,
             timers=self._timers.remaining(self._clock()),
-            random=(self.random.seed, self.random.counter),
+            random=(random.seed, random.counter),
             passive=self.passive,
             finished=self._finished,
             emitted=self._emitted,

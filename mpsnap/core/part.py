@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice, product
+from operator import itemgetter
 from struct import Struct
 from typing import Any
 
@@ -74,10 +75,17 @@ def _check(shape: Any) -> Check:
         return lambda value: type(value) is list and tuple(map(type, value)) in rows
     if isinstance(shape, tuple):
         items = _check_all(shape[0])
-        return lambda value: type(value) is list and items(value)
-    ((key_shape, item_shape),) = shape.items()
-    keys, items = _check_all(key_shape), _check_all(item_shape)
-    return lambda value: type(value) is dict and (not value or (keys(value) and items(value.values())))
+        return lambda value: type(value) is list and (not value or items(value))
+    ((key_kind, item_shape),) = shape.items()
+    keys = _kinds(key_kind)
+    if isinstance(item_shape, type):
+        kinds = _kinds(item_shape)
+        # Three of these in a part, with an item for each neighbour: as few calls as possible.
+        return lambda value: (
+            type(value) is dict and keys.issuperset(map(type, value)) and kinds.issuperset(map(type, value.values()))
+        )
+    items = _check_all(item_shape)
+    return lambda value: type(value) is dict and keys.issuperset(map(type, value)) and items(value.values())
 
 
 def _check_all(shape: Any) -> Callable[[Iterable[Any]], bool]:
@@ -93,8 +101,29 @@ def _kinds(shape: type | frozenset[type]) -> frozenset[type]:
     return frozenset({shape}) if isinstance(shape, type) else shape
 
 
-_CHECKS = {name: _check(shape) for name, shape in _SHAPES.items()}
-_LASTING_CHECKS = {name: _check(shape) for name, shape in _LASTING_SHAPES.items()}
+class _Form:
+    """Tell what is wrong with the fields of one form; each part of each snapshot is looked through by it."""
+
+    def __init__(self, shapes: Mapping[str, Any]) -> None:
+        plain = {name: _kinds(shape) for name, shape in shapes.items() if isinstance(shape, (type, frozenset))}
+        self._checks = {name: _check(shape) for name, shape in shapes.items()}
+        #: The fields that hold one value, whose types are looked at together; and the others, one after another.
+        self._plain = itemgetter(*plain)
+        self._rows = frozenset(product(*plain.values()))
+        self._others = [(name, check) for name, check in self._checks.items() if name not in plain]
+
+    def wrong(self, fields: Mapping[str, Any]) -> str | None:
+        """Return the name of a field that is not there or not of its shape; None if there is none."""
+        try:
+            if tuple(map(type, self._plain(fields))) in self._rows:
+                return next((name for name, check in self._others if not check(fields[name])), None)
+        except KeyError:
+            pass  # The long way says which one is not there.
+        return next(name for name, check in self._checks.items() if name not in fields or not check(fields[name]))
+
+
+_FORM = _Form(_SHAPES)
+_LASTING_FORM = _Form(_LASTING_SHAPES)
 
 
 def pack(local: LocalSnapshot, *, apart: bool = False) -> bytes:
@@ -125,7 +154,7 @@ def unpack(data: bytes, state: bytes | StoredState | None = None) -> LocalSnapsh
     if len(data) < _HEAD.size:
         raise CodecError(f"{len(data)} bytes are not a local snapshot")
     at = _HEAD.size + _HEAD.unpack_from(data)[0]
-    plain = _read(data[_HEAD.size : at], FORMAT, _CHECKS)
+    plain = _read(data[_HEAD.size : at], FORMAT, _FORM)
     bodies = memoryview(data)
     in_flight: dict[str, Sequence[object]] = {}
     for src, numbers in plain["in flight"].items():
@@ -161,7 +190,7 @@ def unpack_lasting(data: bytes, state: bytes | StoredState | None = None) -> Loc
     Raises:
         CodecError: As `unpack`, also for what `pack` made; or a count is none, or a message is not fixed.
     """
-    plain = _read(data, LASTING_FORMAT, _LASTING_CHECKS)
+    plain = _read(data, LASTING_FORMAT, _LASTING_FORM)
     incarnation, _, n = plain["id"]
     counts = [plain[name].values() for name in ("sent", "received", "channels")]
     if not all(0 <= count <= _MOST for count in (incarnation, n, plain["emitted"], *chain.from_iterable(counts))):
@@ -196,7 +225,7 @@ def _written(version: int | str, local: LocalSnapshot, apart: bool, in_flight: M
     return packed
 
 
-def _read(data: bytes, version: int | str, checks: Mapping[str, Check]) -> dict[str, Any]:
+def _read(data: bytes, version: int | str, form: _Form) -> dict[str, Any]:
     """Return the fields, each of its shape."""
     try:
         plain = msgpack.unpackb(data, unicode_errors="surrogatepass", ext_hook=_raised, timestamp=2)
@@ -207,10 +236,10 @@ def _read(data: bytes, version: int | str, checks: Mapping[str, Check]) -> dict[
     found = plain.get("format")
     if type(found) is not type(version) or found != version:
         raise CodecError(f"a local snapshot of format {_shown(found)}, this version reads {version}")
-    for name, check in checks.items():
+    wrong = form.wrong(plain)
+    if wrong is not None:
         # Here and not in whoever trips over it: bytes may be damaged and still make a value.
-        if name not in plain or not check(plain[name]):
-            raise CodecError(f"not a local snapshot: something is wrong with its {name!r}")
+        raise CodecError(f"not a local snapshot: something is wrong with its {wrong!r}")
     return plain
 
 

@@ -534,9 +534,10 @@ class SnapshotProtocol:
             # What was seen and not taken is in flight as far as this cut is concerned. Leaving it out would lose it.
             if inbox.waiting():
                 recording.add(src, *inbox.batches())
-        recording.open.update(src for src in self.inbound if src != closing)
+        recording.open.update(self.inbound)
+        recording.open.discard(closing)
         self._recordings[snapshot_id] = recording
-        markers = tuple(SendMarker(dst, Marker(snapshot_id, sent)) for dst, sent in recording.sent.items())
+        markers = tuple([SendMarker(dst, Marker(snapshot_id, sent)) for dst, sent in recording.sent.items()])
         return markers if recording.open else markers + self._report(snapshot_id, recording)
 
     def _report(self, snapshot_id: SnapshotId, recording: _Recording) -> tuple[Effect, ...]:

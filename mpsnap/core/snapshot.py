@@ -189,6 +189,8 @@ class GlobalSnapshot:
         self.duration = duration
         self._locals = locals_
         self._proven = False
+        #: How many messages are in flight, once that is proven.
+        self._in_flight = 0
         self.nodes: Mapping[str, NodeSnapshot] = {
             node: NodeSnapshot(locals_[node], codecs[node]) for node in topology.nodes if node in locals_
         }
@@ -197,6 +199,8 @@ class GlobalSnapshot:
     @property
     def in_flight(self) -> int:
         """How many messages were in flight at the cut, over all channels."""
+        if self._proven:
+            return self._in_flight
         return sum(len(state.payloads) for local in self._locals.values() for state in local.channels.values())
 
     @property
@@ -211,7 +215,7 @@ class GlobalSnapshot:
         Paper: section 5, stable properties. Nothing can happen after such a cut, so what holds in it holds for good.
         """
         complete = len(self.nodes) == len(self.topology.nodes)
-        return complete and all(node.passive for node in self.nodes.values()) and self.in_flight == 0
+        return complete and self.in_flight == 0 and all(node.passive for node in self.nodes.values())
 
     @property
     def verified(self) -> bool:
@@ -256,6 +260,7 @@ class GlobalSnapshot:
         self.check_complete()
         # In the order of `topology.channels`.
         parts = self._locals
+        in_flight = 0
         for src in sorted(self.topology.nodes):
             sent = parts[src].sent
             for dst in self.topology.outbound(src):
@@ -265,7 +270,8 @@ class GlobalSnapshot:
                 # Both together also say that no more was received than sent: nothing has a negative length.
                 if first != received + 1 or len(payloads) != sent[dst] - received:
                     raise self._inconsistent(src, dst, sent[dst])
-        self._proven = True
+                in_flight += len(payloads)
+        self._in_flight, self._proven = in_flight, True
 
     def check_complete(self) -> None:
         """Look that there are parts of all nodes, with all channels and no others: or what reads them would stumble.

@@ -127,8 +127,10 @@ class Topology:
         Raises:
             TopologyError: There is no such node.
         """
-        self._check_known(node)
-        return self._backward().get(node, ())
+        others = self._backward().get(node)
+        if others is None:
+            self._check_known(node)
+        return others or ()
 
     def outbound(self, node: str) -> tuple[str, ...]:
         """Return the names of the nodes to which this one has a channel, sorted.
@@ -136,8 +138,10 @@ class Topology:
         Raises:
             TopologyError: There is no such node.
         """
-        self._check_known(node)
-        return self._outbound.get(node, ())
+        others = self._outbound.get(node)
+        if others is None:
+            self._check_known(node)
+        return others or ()
 
     def reachable(self, initiators: Iterable[str]) -> frozenset[str]:
         """Return every node that a marker reaches from these nodes, themselves included.

@@ -11,10 +11,14 @@ class Deadlines:
 
     def __init__(self) -> None:
         self._todo: dict[Hashable, tuple[float, Callable[[], None]]] = {}
+        #: Nothing is due before: all of them are looked through only then, and not each time somebody waits.
+        self._quiet_until = float("inf")
 
     def set(self, name: Hashable, seconds: float, act: Callable[[], None]) -> None:
         """Have `act` called `seconds` from now; replaces what has the same name."""
-        self._todo[name] = (time.monotonic() + seconds, act)
+        due = time.monotonic() + seconds
+        self._todo[name] = (due, act)
+        self._quiet_until = min(self._quiet_until, due)
 
     def cancel(self, name: Hashable) -> None:
         """Forget one; nothing happens if there is none."""
@@ -29,15 +33,17 @@ class Deadlines:
         self._todo.clear()
 
     def seconds_left(self) -> float:
-        """Return the seconds until the next one is due: 0 if it is, infinity if there is none."""
-        next_due = min((when for when, _ in self._todo.values()), default=float("inf"))
-        return max(0.0, next_due - time.monotonic())
+        """Return the seconds until the next one may be due: 0 if it may be now, infinity if there is none."""
+        return max(0.0, self._quiet_until - time.monotonic()) if self._todo else float("inf")
 
     def keep(self) -> None:
         """Do what is due."""
         now = time.monotonic()
+        if now < self._quiet_until:
+            return
         for name in [name for name, (when, _) in self._todo.items() if when <= now]:
             # One that is due may have been cancelled by the one before it.
             if name in self._todo:
                 _, act = self._todo.pop(name)
                 act()
+        self._quiet_until = min((when for when, _ in self._todo.values()), default=float("inf"))

@@ -347,15 +347,13 @@ class NodeProcess(Driver):
             self._outbound.flush(all_of_it=False)
 
     def _timeout(self) -> float | None:
-        if not self._running:
+        if not self._running or (self._journal is None and self._core.passive):
+            # Nearly always: a node that waits for an item and for nothing else.
             return None
         room = self._room()
         wanted = self._core.wants(sources=room > 1) if room else None
         if wanted == 0.0:
             return 0.0
-        if wanted is None and room > 1 and self._journal is None:
-            # Nearly always: a node that waits for a message and for nothing else.
-            return None
         # No longer than the kernel takes: a timer may be months away.
         waits = [] if wanted is None else [min(LONGEST_WAIT_SECONDS, max(0.0, wanted - time.monotonic()))]
         if room < 2 and not self._core.passive:
