@@ -130,8 +130,8 @@ SEEDED = {
         "            if True:\n                recording.add(src, (payload,))",
     ),
     "the first marker does not close its channel": (
-        "recording.open.update(src for src in self.inbound if src != closing)",
-        "recording.open.update(self.inbound)",
+        "        recording.open.discard(closing)\n",
+        "",
     ),
     "any marker closes all channels": ("        recording.open.remove(src)\n", "        recording.open.clear()\n"),
     "only the newest snapshot records": (
@@ -149,7 +149,7 @@ SEEDED = {
         "        self._finished.add(snapshot_id)\n        channels =",
         "        channels =",
     ),
-    "a neighbour gets no marker": ("in recording.sent.items())", "in list(recording.sent.items())[1:])"),
+    "a neighbour gets no marker": ("in recording.sent.items()])", "in list(recording.sent.items())[1:]])"),
     "a marker does not count right": ("Marker(snapshot_id, sent)", "Marker(snapshot_id, 0)"),
 }
 

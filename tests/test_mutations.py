@@ -71,8 +71,8 @@ MUTATIONS = [
     Mutation(
         "the channel of the first marker is closed by it",
         "protocol.py",
-        "recording.open.update(src for src in self.inbound if src != closing)",
-        "recording.open.update(self.inbound)",
+        "        recording.open.discard(closing)\n",
+        "",
         "test_protocol.py::test_the_first_marker_is_also_the_last_where_there_is_one_inbound_channel",
     ),
     Mutation(
