@@ -549,39 +549,35 @@ class NodeCore:
             SnapshotError: The node's capture raised, or what it returned is not plain data.
         """
         self._driver.phase("capture")
-        value = self._try(self._node.capture)
-        state = self._try(lambda: self.codec.encode(value, where=f"{self.name}: state"))
+        try:
+            state = self.codec.encode(self._node.capture(), where=f"{self.name}: state")
+        except Exception as error:
+            raise self._uncaptured(error) from error
         self._driver.phase(self._hook)
         return state
 
     def _capture(self) -> Captured:
         self._driver.phase("capture")
-        value = self._try(self._node.capture)
+        # Whatever either part of the user's raises costs the snapshot and not the node.
+        try:
+            value = self._node.capture()
+        except Exception as error:
+            raise self._uncaptured(error) from error
 
         def encode(use: Callable[[memoryview], T]) -> T:
-            return self._try(lambda: self.codec.encode_for(use, value, where=f"{self.name}: state"))
+            try:
+                return self.codec.encode_for(use, value, where=f"{self.name}: state")
+            except Exception as error:
+                raise self._uncaptured(error) from error
 
         state = self._driver.fix(None if self._cause is None else self._cause[0], encode)
         self._driver.phase(self._hook)
-        random = self.random
-        return Captured(
-            state=state,
-            timers=self._timers.remaining(self._clock()),
-            random=(random.seed, random.counter),
-            passive=self.passive,
-            finished=self._finished,
-            emitted=self._emitted,
-        )
+        timers = self._timers.remaining(self._clock()) if self._timers.heap else ()
+        return Captured(state, timers, self._ctx.random.state, self.passive, self._finished, self._emitted)
 
-    def _try(self, part: Callable[[], T]) -> T:
-        """Do a part of the capture; whatever it raises costs the snapshot and not the node."""
-        try:
-            return part()
-        except MpsnapError as error:
-            raise SnapshotError(
-                f"{self.name} could not be captured: {error.what}", where=error.where, hint=error.hint
-            ) from error
-        except Exception as error:
-            raise SnapshotError(
-                f"{self.name} could not be captured: {type(error).__name__}: {error}", where=self.name
-            ) from error
+    def _uncaptured(self, error: Exception) -> SnapshotError:
+        if isinstance(error, MpsnapError):
+            what, where, hint = error.what, error.where, error.hint
+        else:
+            what, where, hint = f"{type(error).__name__}: {error}", self.name, None
+        return SnapshotError(f"{self.name} could not be captured: {what}", where=where, hint=hint)

@@ -5,16 +5,16 @@ This module owns the two forms of these bytes. It must not know how they travel 
 Every node makes one and the supervisor reads them one after another, all within the latency of a snapshot: so this is
 msgpack as it stands, of maps and lists alone, which takes a tenth of what the codec takes to look through each value.
 
-The forms differ in the messages in flight. On their way (`pack`) they stay packed as they were sent (`batch`), however
-many they are; those bytes are good for one version of Python, and only between processes that trust each other. To be
-kept (`pack_lasting`) they are written by the plain codec, block by block. Neither form is ever taken for the other.
+The forms differ in what they are for. On its way (`pack`) a part is one list, quick to make and to look through, and
+its messages in flight stay packed as they were sent (`batch`), however many they are; those bytes are good for one
+version of Python, and only between processes that trust each other. To be kept (`pack_lasting`) it is a map of named
+fields, and messages are written by the plain codec, block by block. Neither form is ever taken for the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice, product
-from operator import itemgetter
 from struct import Struct
 from typing import Any
 
@@ -28,7 +28,7 @@ from mpsnap.core.protocol import Chained, ChannelState, LocalSnapshot, SnapshotI
 from mpsnap.core.snapshot import Captured, StoredState, Timer
 
 #: Version of the bytes on their way; a reader refuses any other.
-FORMAT = 4
+FORMAT = 5
 #: Version of those that are kept.
 LASTING_FORMAT = "lasting 1"
 #: Messages in one block of the lasting form: enough to be quick, and few enough to take no room while they are written.
@@ -44,9 +44,9 @@ _WIDE_INT = 1
 
 _NUMBER = frozenset({int, float})
 _NONE = type(None)
-#: The fields of these bytes and what they hold: a type, one of several, a list item by item, a list of any length (of
-#: the one in a tuple), a map.
-_SHAPES: Mapping[str, Any] = {
+#: The fields of a part that is kept and what they hold: a type, one of several, a list item by item, a list of any
+#: length (of the one in a tuple), a map.
+_LASTING_SHAPES: Mapping[str, Any] = {
     "node": str,
     "id": [int, str, int],
     "state": frozenset({bytes, _NONE}),
@@ -58,17 +58,35 @@ _SHAPES: Mapping[str, Any] = {
     "sent": {str: int},
     "received": {str: int},
     "channels": {str: int},
+    "in flight": {str: (bytes,)},
+}
+#: The fields of a part on its way, in the order of its list.
+_WAY_SHAPES: Mapping[str, Any] = {
+    "format": int,
+    "node": str,
+    "incarnation": int,
+    "initiator": str,
+    "n": int,
+    "state": frozenset({bytes, _NONE}),
+    "passive": bool,
+    "finished": bool,
+    "emitted": int,
+    "seed": frozenset({int, str}),
+    "counter": int,
+    "timers": ([_NUMBER, _NUMBER | {_NONE}, str, bytes],),
+    "sent": {str: int},
+    "received": {str: int},
+    "channels": {str: int},
     "in flight": {str: (int,)},
 }
-_LASTING_SHAPES = {**_SHAPES, "in flight": {str: (bytes,)}}
 
 Check = Callable[[Any], bool]
 
 
 def _check(shape: Any) -> Check:
     """Return what tells whether a value is of a shape, which is gone through here and not at each look."""
+    kinds = _kinds(shape)
     if isinstance(shape, (type, frozenset)):
-        kinds = _kinds(shape)
         return lambda value: type(value) in kinds
     if isinstance(shape, list):
         rows = frozenset(product(*map(_kinds, shape)))
@@ -77,14 +95,7 @@ def _check(shape: Any) -> Check:
         items = _check_all(shape[0])
         return lambda value: type(value) is list and (not value or items(value))
     ((key_kind, item_shape),) = shape.items()
-    keys = _kinds(key_kind)
-    if isinstance(item_shape, type):
-        kinds = _kinds(item_shape)
-        # Three of these in a part, with an item for each neighbour: as few calls as possible.
-        return lambda value: (
-            type(value) is dict and keys.issuperset(map(type, value)) and kinds.issuperset(map(type, value.values()))
-        )
-    items = _check_all(item_shape)
+    keys, items = _kinds(key_kind), _check_all(item_shape)
     return lambda value: type(value) is dict and keys.issuperset(map(type, value)) and items(value.values())
 
 
@@ -97,33 +108,27 @@ def _check_all(shape: Any) -> Callable[[Iterable[Any]], bool]:
     return lambda values: all(map(check, values))
 
 
-def _kinds(shape: type | frozenset[type]) -> frozenset[type]:
-    return frozenset({shape}) if isinstance(shape, type) else shape
+def _kinds(shape: Any) -> frozenset[type]:
+    """Return the types that a value of a shape can be of."""
+    if isinstance(shape, frozenset):
+        return shape
+    return frozenset({shape if isinstance(shape, type) else dict if isinstance(shape, dict) else list})
 
 
-class _Form:
-    """Tell what is wrong with the fields of one form; each part of each snapshot is looked through by it."""
-
-    def __init__(self, shapes: Mapping[str, Any]) -> None:
-        plain = {name: _kinds(shape) for name, shape in shapes.items() if isinstance(shape, (type, frozenset))}
-        self._checks = {name: _check(shape) for name, shape in shapes.items()}
-        #: The fields that hold one value, whose types are looked at together; and the others, one after another.
-        self._plain = itemgetter(*plain)
-        self._rows = frozenset(product(*plain.values()))
-        self._others = [(name, check) for name, check in self._checks.items() if name not in plain]
-
-    def wrong(self, fields: Mapping[str, Any]) -> str | None:
-        """Return the name of a field that is not there or not of its shape; None if there is none."""
-        try:
-            if tuple(map(type, self._plain(fields))) in self._rows:
-                return next((name for name, check in self._others if not check(fields[name])), None)
-        except KeyError:
-            pass  # The long way says which one is not there.
-        return next(name for name, check in self._checks.items() if name not in fields or not check(fields[name]))
+def _wrong(fields: Mapping[str, Any], checks: Mapping[str, Check]) -> str | None:
+    """Return the name of a field that is not there or not of its shape; None if there is none."""
+    return next((name for name, check in checks.items() if name not in fields or not check(fields[name])), None)
 
 
-_FORM = _Form(_SHAPES)
-_LASTING_FORM = _Form(_LASTING_SHAPES)
+_WAY = {name: _check(shape) for name, shape in _WAY_SHAPES.items()}
+_LASTING = {name: _check(shape) for name, shape in _LASTING_SHAPES.items()}
+
+#: The types of the list's items, one after another; what is in its maps and lists is another matter.
+_ROWS = frozenset(product(*map(_kinds, _WAY_SHAPES.values())))
+_INT, _STR = frozenset({int}), frozenset({str})
+#: Those that pack parts and are not at work: to make one takes as long as its work. Each is taken and put back in one
+#: step, and one that failed never comes back.
+_packers: list[msgpack.Packer] = []
 
 
 def pack(local: LocalSnapshot, *, apart: bool = False) -> bytes:
@@ -131,13 +136,36 @@ def pack(local: LocalSnapshot, *, apart: bool = False) -> bytes:
 
     If its state travels `apart`, it is left out.
     """
-    packed = {src: _packed(state.payloads) for src, state in local.channels.items() if state.payloads}
-    in_flight = {
-        src: [n for batch in batches for n in (batch.size, len(batch.data))] for src, batches in packed.items()
-    }
-    head = _written(FORMAT, local, apart, in_flight)
+    captured = local.captured
+    assert isinstance(captured, Captured)
+    firsts: dict[str, int] = {}
+    in_flight: dict[str, list[int]] = {}
+    bodies: list[bytes | memoryview] = []
+    for src, (first, payloads) in local.channels.items():
+        firsts[src] = first
+        if payloads:
+            batches = _packed(payloads)
+            in_flight[src] = [n for batch in batches for n in (batch.size, len(batch.data))]
+            bodies += [batch.data for batch in batches]
+    row = (
+        FORMAT,
+        local.node,
+        *local.snapshot_id,
+        None if apart else captured.state,
+        captured.passive,
+        captured.finished,
+        captured.emitted,
+        *captured.random,
+        _plain_timers(captured) if captured.timers else (),
+        local.sent,
+        local.received,
+        firsts,
+        in_flight,
+    )
+    packer = _packers.pop() if _packers else msgpack.Packer(unicode_errors="surrogatepass", default=_lowered)
+    head = packer.pack(row)
+    _packers.append(packer)
     # Behind the rest, and not in it: a hundred thousand messages are copied once, and not at all when they are read.
-    bodies = (batch.data for batches in packed.values() for batch in batches)
     return b"".join((_HEAD.pack(len(head)), head, *bodies))
 
 
@@ -154,10 +182,42 @@ def unpack(data: bytes, state: bytes | StoredState | None = None) -> LocalSnapsh
     if len(data) < _HEAD.size:
         raise CodecError(f"{len(data)} bytes are not a local snapshot")
     at = _HEAD.size + _HEAD.unpack_from(data)[0]
-    plain = _read(data[_HEAD.size : at], FORMAT, _FORM)
+    row = _read(data[_HEAD.size : at])
+    # Once for all: each look of its own would take longer than all of this one.
+    if type(row) is not list or tuple(map(type, row)) not in _ROWS or row[0] != FORMAT:
+        raise _not_a_row(row)
+    _, node, incarnation, initiator, n, inside, passive, finished, emitted, seed, counter = row[:11]
+    timers, sent, received, firsts, in_flight = row[11:]
+    counts, names = chain(sent.values(), received.values(), firsts.values()), chain(sent, received, firsts)
+    if not (_INT.issuperset(map(type, counts)) and _STR.issuperset(map(type, names))):
+        raise _not_a_row(row)
+    if (inside is None) is (state is None):
+        raise _states(state)
+    channels = {src: empty_channel(first) for src, first in firsts.items()}
+    if in_flight:
+        at = _put_in_flight(row, data, at, channels)
+    if at != len(data):
+        raise CodecError(f"not a local snapshot: {len(data)} bytes where {at} were due")
+    captured = Captured(
+        inside if state is None else state,
+        _timers(row, timers) if timers else (),
+        (seed, counter),
+        passive,
+        finished,
+        emitted,
+    )
+    return LocalSnapshot(node, SnapshotId(incarnation, initiator, n), captured, sent, received, channels)
+
+
+def _put_in_flight(row: list[Any], data: bytes, at: int, channels: dict[str, ChannelState]) -> int:
+    """Put the messages that stand in `data` from `at` on into their channels; return where they end."""
+    in_flight = row[-1]
+    if not _WAY["in flight"](in_flight):
+        raise _not_a_row(row)
+    if not in_flight.keys() <= channels.keys():
+        raise CodecError("not a local snapshot: messages on a channel that it does not have")
     bodies = memoryview(data)
-    in_flight: dict[str, Sequence[object]] = {}
-    for src, numbers in plain["in flight"].items():
+    for src, numbers in in_flight.items():
         if len(numbers) % 2:
             raise CodecError("not a local snapshot: messages without a length", where=src)
         found = []
@@ -168,10 +228,32 @@ def unpack(data: bytes, state: bytes | StoredState | None = None) -> LocalSnapsh
             found.append(PackedBatch(size, bodies[at : at + length]))
             at += length
         if found:
-            in_flight[src] = Chained(found) if len(found) > 1 else found[0]
-    if at != len(data):
-        raise CodecError(f"not a local snapshot: {len(data)} bytes where {at} were due")
-    return _put_together(plain, state, in_flight)
+            channels[src] = ChannelState(channels[src].first, Chained(found) if len(found) > 1 else found[0])
+    return at
+
+
+def _not_a_row(row: object) -> CodecError:
+    """Return what is wrong with a list that is not that of a part on its way."""
+    if type(row) is not list or not row:
+        return CodecError(f"not a local snapshot: a {type(row).__name__}")
+    if type(row[0]) is not int or row[0] != FORMAT:
+        return CodecError(f"a local snapshot of format {_shown(row[0])}, this version reads {FORMAT}")
+    wrong = _wrong(dict(zip(_WAY, row, strict=False)), _WAY)
+    return CodecError("not a local snapshot: " + (f"something is wrong with its {wrong!r}" if wrong else "too long"))
+
+
+def _timers(row: list[Any], timers: list[list[Any]]) -> tuple[Timer, ...]:
+    if not _WAY["timers"](timers):
+        raise _not_a_row(row)
+    return _put_timers(timers)
+
+
+def _put_timers(timers: list[list[Any]]) -> tuple[Timer, ...]:
+    return tuple([Timer(due, period, method, _PLAIN.decode(args)) for due, period, method, args in timers])
+
+
+def _plain_timers(captured: Captured) -> list[list[object]]:
+    return [[*timer[:3], _PLAIN.encode(timer.args)] for timer in captured.timers]
 
 
 def pack_lasting(local: LocalSnapshot, *, apart: bool = False) -> bytes:
@@ -180,8 +262,25 @@ def pack_lasting(local: LocalSnapshot, *, apart: bool = False) -> bytes:
     Raises:
         CodecError: What came as packed messages is none.
     """
-    in_flight = {src: list(_blocks(state.payloads)) for src, state in local.channels.items() if state.payloads}
-    return _written(LASTING_FORMAT, local, apart, in_flight)
+    captured = local.captured
+    assert isinstance(captured, Captured)
+    plain = {
+        "format": LASTING_FORMAT,
+        "node": local.node,
+        "id": list(local.snapshot_id),
+        "state": None if apart else captured.state,
+        "timers": _plain_timers(captured),
+        "random": list(captured.random),
+        "passive": captured.passive,
+        "finished": captured.finished,
+        "emitted": captured.emitted,
+        "sent": local.sent,
+        "received": local.received,
+        "channels": {src: state.first for src, state in local.channels.items()},
+        "in flight": {src: list(_blocks(each.payloads)) for src, each in local.channels.items() if each.payloads},
+    }
+    packed: bytes = msgpack.packb(plain, unicode_errors="surrogatepass", default=_lowered)
+    return packed
 
 
 def unpack_lasting(data: bytes, state: bytes | StoredState | None = None) -> LocalSnapshot:
@@ -190,78 +289,58 @@ def unpack_lasting(data: bytes, state: bytes | StoredState | None = None) -> Loc
     Raises:
         CodecError: As `unpack`, also for what `pack` made; or a count is none, or a message is not fixed.
     """
-    plain = _read(data, LASTING_FORMAT, _LASTING_FORM)
-    incarnation, _, n = plain["id"]
-    counts = [plain[name].values() for name in ("sent", "received", "channels")]
-    if not all(0 <= count <= _MOST for count in (incarnation, n, plain["emitted"], *chain.from_iterable(counts))):
+    plain = _read_lasting(data)
+    sent, received, firsts, in_flight = (plain[name] for name in ("sent", "received", "channels", "in flight"))
+    incarnation, initiator, n = plain["id"]
+    counts = chain((incarnation, n, plain["emitted"]), sent.values(), received.values(), firsts.values())
+    if not all(0 <= count <= _MOST for count in counts):
         raise CodecError("not a local snapshot: a count in it is negative or absurd")
-    in_flight = {src: _messages(src, blocks) for src, blocks in plain["in flight"].items()}
-    local = _put_together(plain, state, in_flight)
-    assert isinstance(local.captured, Captured)
-    if not all(is_frozen(timer.args) for timer in local.captured.timers):
-        raise CodecError("not a local snapshot: the arguments of a timer are not fixed")
-    return local
-
-
-def _written(version: int | str, local: LocalSnapshot, apart: bool, in_flight: Mapping[str, object]) -> bytes:
-    captured = local.captured
-    assert isinstance(captured, Captured)
-    plain = {
-        "format": version,
-        "node": local.node,
-        "id": list(local.snapshot_id),
-        "state": None if apart else captured.state,
-        "timers": [[*timer[:3], _PLAIN.encode(timer.args)] for timer in captured.timers],
-        "random": list(captured.random),
-        "passive": captured.passive,
-        "finished": captured.finished,
-        "emitted": captured.emitted,
-        "sent": local.sent,
-        "received": local.received,
-        "channels": {src: state.first for src, state in local.channels.items()},
-        "in flight": in_flight,
+    if (plain["state"] is None) is (state is None):
+        raise _states(state)
+    if not in_flight.keys() <= firsts.keys():
+        raise CodecError("not a local snapshot: messages on a channel that it does not have")
+    channels = {
+        src: ChannelState(first, _messages(src, in_flight[src])) if src in in_flight else empty_channel(first)
+        for src, first in firsts.items()
     }
-    packed: bytes = msgpack.packb(plain, unicode_errors="surrogatepass", default=_lowered)
-    return packed
+    timers = _put_timers(plain["timers"])
+    if not all(is_frozen(timer.args) for timer in timers):
+        raise CodecError("not a local snapshot: the arguments of a timer are not fixed")
+    captured = Captured(
+        plain["state"] if state is None else state,
+        timers,
+        tuple(plain["random"]),
+        plain["passive"],
+        plain["finished"],
+        plain["emitted"],
+    )
+    return LocalSnapshot(plain["node"], SnapshotId(incarnation, initiator, n), captured, sent, received, channels)
 
 
-def _read(data: bytes, version: int | str, form: _Form) -> dict[str, Any]:
-    """Return the fields, each of its shape."""
+def _read(data: bytes) -> object:
     try:
-        plain = msgpack.unpackb(data, unicode_errors="surrogatepass", ext_hook=_raised, timestamp=2)
+        return msgpack.unpackb(data, unicode_errors="surrogatepass", ext_hook=_raised, timestamp=2)
     except Exception as error:
         raise CodecError(f"{len(data)} bytes are not a local snapshot: {told(error)}") from error
+
+
+def _read_lasting(data: bytes) -> dict[str, Any]:
+    """Return the fields, each of its shape."""
+    plain = _read(data)
     if type(plain) is not dict:
         raise CodecError(f"not a local snapshot: a {type(plain).__name__}")
     found = plain.get("format")
-    if type(found) is not type(version) or found != version:
-        raise CodecError(f"a local snapshot of format {_shown(found)}, this version reads {version}")
-    wrong = form.wrong(plain)
+    if type(found) is not str or found != LASTING_FORMAT:
+        raise CodecError(f"a local snapshot of format {_shown(found)}, this version reads {LASTING_FORMAT}")
+    wrong = _wrong(plain, _LASTING)
     if wrong is not None:
         # Here and not in whoever trips over it: bytes may be damaged and still make a value.
         raise CodecError(f"not a local snapshot: something is wrong with its {wrong!r}")
     return plain
 
 
-def _put_together(
-    plain: dict[str, Any], state: bytes | StoredState | None, in_flight: Mapping[str, Sequence[object]]
-) -> LocalSnapshot:
-    if (plain["state"] is None) is (state is None):
-        raise CodecError("not a local snapshot: its state is " + ("left out" if state is None else "there twice"))
-    if not plain["in flight"].keys() <= plain["channels"].keys():
-        raise CodecError("not a local snapshot: messages on a channel that it does not have")
-    captured = Captured(
-        plain["state"] if state is None else state,
-        tuple(Timer(due, period, method, _PLAIN.decode(args)) for due, period, method, args in plain["timers"]),
-        tuple(plain["random"]),
-        plain["passive"],
-        plain["finished"],
-        plain["emitted"],
-    )
-    channels = {src: empty_channel(first) for src, first in plain["channels"].items()}
-    for src, payloads in in_flight.items():
-        channels[src] = ChannelState(plain["channels"][src], payloads)
-    return LocalSnapshot(plain["node"], SnapshotId(*plain["id"]), captured, plain["sent"], plain["received"], channels)
+def _states(state: object) -> CodecError:
+    return CodecError("not a local snapshot: its state is " + ("left out" if state is None else "there twice"))
 
 
 def _blocks(payloads: Sequence[object]) -> Iterator[bytes]:

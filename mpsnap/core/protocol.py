@@ -173,7 +173,7 @@ class Outbox:
     would cost a tenth of what sending costs.
     """
 
-    __slots__ = ("_collected", "dst", "limit", "payloads")
+    __slots__ = ("collected", "dst", "limit", "payloads")
 
     def __init__(self, dst: str, collected: int) -> None:
         self.dst = dst
@@ -181,24 +181,25 @@ class Outbox:
         self.payloads: list[object] = []
         #: How many may stand here before the driver is told; the driver's to set.
         self.limit = 1
-        self._collected = collected
+        #: How many were collected so far.
+        self.collected = collected
 
     @property
     def sent(self) -> int:
         """How many messages were sent so far."""
-        return self._collected + len(self.payloads)
+        return self.collected + len(self.payloads)
 
     def collect(self) -> tuple[int, list[object]]:
         """Hand all that stands here to the driver: the number of the first message, and the payloads."""
-        first, payloads = self._collected + 1, self.payloads
-        self._collected += len(payloads)
+        first, payloads = self.collected + 1, self.payloads
+        self.collected += len(payloads)
         self.payloads = []
         return first, payloads
 
     def collect_one(self) -> tuple[int, object]:
         """Hand the one message that stands here to the driver: its number, and the payload."""
-        self._collected += 1
-        return self._collected, self.payloads.pop()
+        self.collected += 1
+        return self.collected, self.payloads.pop()
 
 
 class _Inbox:
@@ -553,7 +554,8 @@ class SnapshotProtocol:
         return (Report(local),)
 
     def _all_sent(self) -> dict[str, int]:
-        return {dst: outbox.sent for dst, outbox in self.outboxes.items()}
+        # `Outbox.sent` written out: all channels of a node at once, in front of every marker.
+        return {dst: outbox.collected + len(outbox.payloads) for dst, outbox in self.outboxes.items()}
 
     def _all_received(self) -> dict[str, int]:
         received = dict(self._seen)

@@ -91,6 +91,11 @@ class CounterRandom:
         """The seed as given."""
         return self._seed
 
+    @property
+    def state(self) -> tuple[int | str, int]:
+        """The seed and the counter: what makes another one go on from here."""
+        return self._seed, self._end - len(self._left)
+
     def __repr__(self) -> str:
         return f"CounterRandom({self._seed!r}, counter={self.counter})"
 

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mpsnap.core.codec import Codec, thaw
@@ -191,10 +192,19 @@ class GlobalSnapshot:
         self._proven = False
         #: How many messages are in flight, once that is proven.
         self._in_flight = 0
-        self.nodes: Mapping[str, NodeSnapshot] = {
-            node: NodeSnapshot(locals_[node], codecs[node]) for node in topology.nodes if node in locals_
-        }
-        self.channels: Mapping[tuple[str, str], tuple[Any, ...]] = _Channels(topology, locals_, codecs)
+        self._codecs = codecs
+
+    # Both when first looked at: of many snapshots that are taken one after another, few are.
+    @cached_property
+    def nodes(self) -> Mapping[str, NodeSnapshot]:
+        """The nodes at the cut, by name."""
+        parts, codecs = self._locals, self._codecs
+        return {node: NodeSnapshot(parts[node], codecs[node]) for node in self.topology.nodes if node in parts}
+
+    @cached_property
+    def channels(self) -> Mapping[tuple[str, str], tuple[Any, ...]]:
+        """The messages in flight at the cut, by channel, decoded when they are looked at; empty channels too."""
+        return _Channels(self.topology, self._locals, self._codecs)
 
     @property
     def in_flight(self) -> int:
@@ -214,7 +224,7 @@ class GlobalSnapshot:
 
         Paper: section 5, stable properties. Nothing can happen after such a cut, so what holds in it holds for good.
         """
-        complete = len(self.nodes) == len(self.topology.nodes)
+        complete = len(self._locals) == len(self.topology.nodes)
         return complete and self.in_flight == 0 and all(node.passive for node in self.nodes.values())
 
     @property
@@ -258,19 +268,16 @@ class GlobalSnapshot:
             ConsistencyError: It is not; `where` is the first node or channel that shows it.
         """
         self.check_complete()
-        # In the order of `topology.channels`.
         parts = self._locals
         in_flight = 0
-        for src in sorted(self.topology.nodes):
-            sent = parts[src].sent
-            for dst in self.topology.outbound(src):
-                part = parts[dst]
-                received = part.received[src]
-                first, payloads = part.channels[src]
+        for dst, part in parts.items():
+            received = part.received
+            for src, (first, payloads) in part.channels.items():
+                taken, count = received[src], len(payloads)
                 # Both together also say that no more was received than sent: nothing has a negative length.
-                if first != received + 1 or len(payloads) != sent[dst] - received:
-                    raise self._inconsistent(src, dst, sent[dst])
-                in_flight += len(payloads)
+                if first != taken + 1 or count != parts[src].sent[dst] - taken:
+                    raise self._first_inconsistent()
+                in_flight += count
         self._in_flight, self._proven = in_flight, True
 
     def check_complete(self) -> None:
@@ -279,22 +286,22 @@ class GlobalSnapshot:
         Raises:
             ConsistencyError: There are not; `where` is the first node that shows it.
         """
-        for node in self.topology.nodes:
-            self._verify_node(node)
-        for stranger in sorted(self._locals.keys() - set(self.topology.nodes)):
+        parts, neighbours = self._locals, self.topology.neighbours
+        for node, (inbound, outbound) in neighbours.items():
+            local = parts.get(node)
+            if local is None:
+                raise ConsistencyError(f"snapshot {self.id} lacks the local snapshot", where=node)
+            if local.node != node or local.snapshot_id != self.id:
+                raise ConsistencyError(
+                    f"snapshot {self.id} holds the part of {local.node} in snapshot {local.snapshot_id}", where=node
+                )
+            # Nearly always in the same order, and then no name is looked up.
+            if tuple(local.sent) != outbound or not tuple(local.received) == tuple(local.channels) == inbound:
+                self._check_neighbours(local, inbound, outbound)
+        for stranger in sorted(parts.keys() - neighbours.keys()):
             raise ConsistencyError(f"snapshot {self.id} holds a node that its topology does not", where=stranger)
 
-    def _verify_node(self, node: str) -> None:
-        local = self._locals.get(node)
-        if local is None:
-            raise ConsistencyError(f"snapshot {self.id} lacks the local snapshot", where=node)
-        if (local.node, local.snapshot_id) != (node, self.id):
-            raise ConsistencyError(
-                f"snapshot {self.id} holds the part of {local.node} in snapshot {local.snapshot_id}", where=node
-            )
-        outbound, inbound = self.topology.outbound(node), self.topology.inbound(node)
-        if tuple(local.sent) == outbound and tuple(local.received) == tuple(local.channels) == inbound:
-            return  # Nearly always in the same order, and then no name is looked up.
+    def _check_neighbours(self, local: LocalSnapshot, inbound: tuple[str, ...], outbound: tuple[str, ...]) -> None:
         for part, got, neighbours in (
             ("sent", local.sent, outbound),
             ("received", local.received, inbound),
@@ -303,19 +310,23 @@ class GlobalSnapshot:
             if got.keys() != set(neighbours):
                 raise ConsistencyError(
                     f"snapshot {self.id}: {part} covers {sorted(got)}, the topology has {sorted(neighbours)}",
-                    where=node,
+                    where=local.node,
                 )
 
-    def _inconsistent(self, src: str, dst: str, sent: int) -> ConsistencyError:
-        received = self._locals[dst].received[src]
-        first, payloads = self._locals[dst].channels[src]
-        if received > sent:
-            what = f"{received} messages received before the cut, only {sent} sent before it"
-        else:
-            what = (
-                f"messages {received + 1}..{sent} were in flight, the channel state holds {len(payloads)} from {first}"
-            )
-        return ConsistencyError(f"snapshot {self.id}: {what}", where=f"{src}->{dst}")
+    def _first_inconsistent(self) -> ConsistencyError:
+        """Return what is wrong with the first channel, in the order of the topology, that shows it."""
+        for src, dst in self.topology.channels:
+            sent, received = self._locals[src].sent[dst], self._locals[dst].received[src]
+            first, payloads = self._locals[dst].channels[src]
+            if first == received + 1 and len(payloads) == sent - received:
+                continue
+            if received > sent:
+                what = f"{received} messages received before the cut, only {sent} sent before it"
+            else:
+                held = f"the channel state holds {len(payloads)} from {first}"
+                what = f"messages {received + 1}..{sent} were in flight, {held}"
+            return ConsistencyError(f"snapshot {self.id}: {what}", where=f"{src}->{dst}")
+        raise AssertionError("no channel is inconsistent")
 
     def __repr__(self) -> str:
         return (

@@ -74,6 +74,8 @@ class Topology:
     _outbound: dict[str, tuple[str, ...]] = field(compare=False)
     #: The same the other way round; None until first asked for.
     _inbound: dict[str, tuple[str, ...]] | None = field(compare=False)
+    #: What `neighbours` is; None until first asked for.
+    _neighbours: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] | None = field(compare=False)
     #: What `source_components` returns; None until first asked for.
     _components: tuple[tuple[str, ...], ...] | None = field(compare=False)
 
@@ -105,6 +107,7 @@ class Topology:
         put(self, "name", name)
         put(self, "_outbound", outbound)
         put(self, "_inbound", None)
+        put(self, "_neighbours", None)
         put(self, "_components", None)
 
     def __repr__(self) -> str:
@@ -142,6 +145,15 @@ class Topology:
         if others is None:
             self._check_known(node)
         return others or ()
+
+    @property
+    def neighbours(self) -> Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+        """By node, `inbound` and `outbound` of it; read-only, for whoever goes through all of them again and again."""
+        if self._neighbours is None:
+            both = {node: (self.inbound(node), self.outbound(node)) for node in self.nodes}
+            object.__setattr__(self, "_neighbours", MappingProxyType(both))
+        assert self._neighbours is not None
+        return self._neighbours
 
     def reachable(self, initiators: Iterable[str]) -> frozenset[str]:
         """Return every node that a marker reaches from these nodes, themselves included.

@@ -137,6 +137,8 @@ def take_over(handed_over: tuple[Any, ...], pid: int, release: Callable[[int], N
         CodecError: A file does not hold what it should.
     """
     rest, ticket, state, part = handed_over
+    if isinstance(rest, bytes) and ticket is None and state is None and part is None:
+        return TakenOver(rest, None, (None, None))  # Nearly always, and one after another when a cut is complete.
     opened = None if ticket is None else _take(ticket, pid, release)
     packed = rest if isinstance(rest, bytes) else _take(rest, pid, release)
     data = packed if isinstance(packed, bytes) else packed.read()

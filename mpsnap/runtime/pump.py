@@ -9,6 +9,7 @@ import os
 import select
 import threading
 from collections.abc import Callable
+from operator import attrgetter
 from typing import NamedTuple
 
 from mpsnap.runtime import lifeline
@@ -16,9 +17,13 @@ from mpsnap.runtime.deadlines import Deadlines
 
 
 class _Watched(NamedTuple):
+    fd: int
     act: Callable[[], None]
     #: Whether it is attended to behind all else that is ready.
     last: bool
+
+
+_comes_last = attrgetter("last")
 
 
 class Pump:
@@ -44,19 +49,19 @@ class Pump:
     def wait(self, seconds: float) -> None:
         """Wait at most so long for anything, and see to it."""
         ready = self._epoll.poll(max(0.0, min(seconds, self.deadlines.seconds_left())))
-        attended = [(fd, self._watched[fd]) for fd, _ in ready]
+        attended = [self._watched[fd] for fd, _ in ready]
         if len(attended) > 1:
-            attended.sort(key=lambda each: each[1].last)
-        for fd, watched in attended:
+            attended.sort(key=_comes_last)
+        for watched in attended:
             # What came before may have given this one up, and its number may belong to another by now.
-            if self._watched.get(fd) is watched:
+            if self._watched.get(watched.fd) is watched:
                 watched.act()
         self.deadlines.keep()
 
     def watch(self, fd: int, act: Callable[[], None], mask: int = select.EPOLLIN, *, last: bool = False) -> None:
         """Have `act` called whenever `fd` is ready, behind the others if it comes `last`."""
         self._epoll.register(fd, mask)
-        self._watched[fd] = _Watched(act, last)
+        self._watched[fd] = _Watched(fd, act, last)
 
     def unwatch(self, fd: int) -> None:
         """Stop that."""

@@ -192,7 +192,7 @@ class Snapshots:
                 return
         if collection is not None:
             collection.add(node, data, state, times)
-            if len(collection.parts) == len(self._topology.nodes) and not collection.missing(self._topology):
+            if len(collection.parts) == len(self._topology.nodes):
                 self._complete(collection)
             return
         if isinstance(state, StoredState):
@@ -228,14 +228,16 @@ class Snapshots:
     def _find(self, text: str) -> Collection | None:
         """Return the open snapshot of this id, opened now if a node has begun it by itself; None if it is finished."""
         snapshot_id = SnapshotId.parse(text)
+        found = self._open.get(snapshot_id)
+        if found is not None:
+            return found
         if snapshot_id in self._finished:
             return None
-        found = self._open.get(snapshot_id)
-        if found is None and self._closing:
+        if self._closing:
             self._finished.add(snapshot_id)
             self._abandon_everywhere(snapshot_id)
             return None
-        return found or self._learn(snapshot_id, (snapshot_id.initiator,), None, numbered=True)
+        return self._learn(snapshot_id, (snapshot_id.initiator,), None, numbered=True)
 
     # --------------------------------------------------------------------- ending
 
@@ -276,7 +278,8 @@ class Snapshots:
             return
         self._close(collection, None)
         undisturbed = self._commands == 0 and collection.disturbances == self._disturbances
-        terminated = snapshot.terminated and undisturbed
+        # Only then does anybody ask.
+        terminated = self._probing and undisturbed and snapshot.terminated
         if probe and not terminated:
             self._probe_later(collection)
         elif probe and self._commits.keeps:
