@@ -215,8 +215,9 @@ class World:
             if isinstance(effect, Report):
                 self.collector.add(effect.local)
             else:
-                self.wire[node, effect.dst].append(effect.marker)
-                self.markers[effect.marker.snapshot_id] += 1
+                for dst, sent in effect.sent.items():
+                    self.wire[node, dst].append(Marker(effect.snapshot_id, sent))
+                    self.markers[effect.snapshot_id] += 1
         self._at_stake, self.broken = None, False
         return effects
 

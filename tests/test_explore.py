@@ -149,8 +149,14 @@ SEEDED = {
         "        self._finished.add(snapshot_id)\n        channels =",
         "        channels =",
     ),
-    "a neighbour gets no marker": ("in recording.sent.items()])", "in list(recording.sent.items())[1:]])"),
-    "a marker does not count right": ("Marker(snapshot_id, sent)", "Marker(snapshot_id, 0)"),
+    "a neighbour gets no marker": (
+        "SendMarkers(snapshot_id, recording.sent)",
+        "SendMarkers(snapshot_id, dict(list(recording.sent.items())[1:]))",
+    ),
+    "a marker does not count right": (
+        "SendMarkers(snapshot_id, recording.sent)",
+        "SendMarkers(snapshot_id, dict.fromkeys(recording.sent, 0))",
+    ),
 }
 
 

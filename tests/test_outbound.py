@@ -9,7 +9,7 @@ import pytest
 from harness import Clock, snap
 
 from mpsnap.core.errors import MpsnapError
-from mpsnap.core.protocol import Marker, Outbox
+from mpsnap.core.protocol import Marker, Outbox, SnapshotId
 from mpsnap.runtime.outbound import AGE_SECONDS, BATCH_BYTES, BATCH_MESSAGES, HARD_CAP, WINDOW_BYTES, Outbound
 
 #: What a test says of `Outbound.room`.
@@ -29,8 +29,8 @@ class Pipe:
         self.items.append((first, payloads))
         return self.has_room
 
-    def send_marker(self, marker: Marker) -> bool:
-        self.items.append(marker)
+    def send_marker(self, snapshot_id: SnapshotId, sent: int) -> bool:
+        self.items.append(Marker(snapshot_id, sent))
         return self.has_room
 
     def flush(self) -> bool:
@@ -177,8 +177,7 @@ def test_where_hooks_run_long_a_batch_is_looked_at_ever_more_rarely(world: World
 
 def test_what_waits_leaves_in_front_of_a_marker(world: World) -> None:
     world.send("B", "x")
-    world.out.send_marker("B", Marker(snap("A"), 1))
-    world.out.send_marker("C", Marker(snap("A"), 0))
+    world.out.send_markers(snap("A"), {"B": 1, "C": 0})
     assert world.left("B") == [(1, ["x"]), Marker(snap("A"), 1)]
     assert world.left("C") == [Marker(snap("A"), 0)]
     world.out.flush(all_of_it=True)
@@ -212,7 +211,7 @@ def test_a_full_pipe_is_waited_for_until_it_has_taken_everything(world: World) -
     world.out.writable(pipe.fd)
     assert world.awaited == set()
     pipe.has_room = False
-    world.out.send_marker("B", Marker(snap("A"), 1))
+    world.out.send_markers(snap("A"), {"B": 1})
     assert world.awaited == {pipe.fd}
 
 

@@ -19,7 +19,7 @@ from mpsnap.core.protocol import (
     Marker,
     Message,
     Report,
-    SendMarker,
+    SendMarkers,
     SnapshotId,
     SnapshotProtocol,
 )
@@ -54,8 +54,8 @@ def test_a_source_reports_as_soon_as_its_markers_are_out() -> None:
     node = protocol(outbound="BC")
     send_on(node, "C")
     effects = node.initiate(S)
-    assert effects[:2] == (SendMarker("B", Marker(S, 0)), SendMarker("C", Marker(S, 1)))
-    assert report_in(effects[2:]) == LocalSnapshot("N", S, "state", {"B": 0, "C": 1}, {}, {})
+    assert effects[0] == SendMarkers(S, {"B": 0, "C": 1})
+    assert report_in(effects[1:]) == LocalSnapshot("N", S, "state", {"B": 0, "C": 1}, {}, {})
     assert node.open_channels() == {}
 
 
@@ -71,8 +71,8 @@ def test_a_sink_reports_at_its_last_marker_and_sends_none() -> None:
 def test_the_first_marker_is_also_the_last_where_there_is_one_inbound_channel() -> None:
     """Record, pass markers on and report in a single step, in that order."""
     node = protocol(inbound="B", outbound="C")
-    marker, report = node.receive("B", Marker(S, 0))
-    assert marker == SendMarker("C", Marker(S, 0))
+    markers, report = node.receive("B", Marker(S, 0))
+    assert markers == SendMarkers(S, {"C": 0})
     assert isinstance(report, Report)
 
 
@@ -384,7 +384,7 @@ def test_a_capture_that_raises_leaves_everything_unchanged() -> None:
         node.initiate(S)
     assert anatomy(node) == before
     broken.clear()
-    assert node.receive("B", Marker(S, 1)) == (SendMarker("D", Marker(S, 0)),)
+    assert node.receive("B", Marker(S, 1)) == (SendMarkers(S, {"D": 0}),)
 
 
 def test_capture_is_called_once_per_snapshot_and_first_of_all() -> None:
@@ -538,7 +538,7 @@ def test_what_stands_in_an_outbox_is_sent() -> None:
     box.payloads += ["x", "y"]
     assert (node.sent("B"), node.sent("C")) == (2, 0)
     effects = node.initiate(S)
-    assert effects[:2] == (SendMarker("B", Marker(S, 2)), SendMarker("C", Marker(S, 0)))
+    assert effects[0] == SendMarkers(S, {"B": 2, "C": 0})
     assert report_in(effects).sent == {"B": 2, "C": 0}
     assert box.collect() == (1, ["x", "y"])
     box.payloads.append("z")

@@ -25,7 +25,7 @@ import pytest
 from harness import TokenWorld
 
 from mpsnap.core.errors import ProtocolError
-from mpsnap.core.protocol import Effect, Marker, Message, SendMarker, SnapshotId
+from mpsnap.core.protocol import Effect, Marker, Message, SendMarkers, SnapshotId
 from mpsnap.core.topology import Topology
 
 FOLDER = Path(__file__).parent / "transcripts"
@@ -127,8 +127,9 @@ class Teller:
         if not effects and cut is None:
             yield f"{node} ignores it"
         for effect in effects:
-            if isinstance(effect, SendMarker):
-                yield f"{node} sends the marker to {effect.dst}: {effect.marker.sent} sent before it"
+            if isinstance(effect, SendMarkers):
+                for dst, sent in effect.sent.items():
+                    yield f"{node} sends the marker to {dst}: {sent} sent before it"
                 continue
             local = effect.local
             yield f"{node} reports"

@@ -10,7 +10,7 @@ offered anything else; none may block, or a node would not see markers; and the 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol, TypeVar
 
 from mpsnap.core.errors import MpsnapError
@@ -46,6 +46,11 @@ class Driver(ABC):
     @abstractmethod
     def send_marker(self, dst: str, marker: Marker) -> None:
         """Put a marker on the channel to `dst`, behind everything sent there so far, collected or not."""
+
+    def send_markers(self, snapshot_id: SnapshotId, sent: Mapping[str, int]) -> None:
+        """Put this snapshot's marker on each of these channels, as `send_marker` does; `sent` is what each counts."""
+        for dst, count in sent.items():
+            self.send_marker(dst, Marker(snapshot_id, count))
 
     @abstractmethod
     def initiated(self, snapshot_id: SnapshotId) -> None:

@@ -30,7 +30,7 @@ from mpsnap.core.driver import Driver
 from mpsnap.core.errors import CodecError, MpsnapError, ProtocolError, SnapshotError
 from mpsnap.core.node import Context, Node, looked_up_by_place
 from mpsnap.core.outgoing import Outgoing
-from mpsnap.core.protocol import Effect, LocalSnapshot, Marker, Report, SendMarker, SnapshotId, SnapshotProtocol
+from mpsnap.core.protocol import Effect, LocalSnapshot, Marker, SendMarkers, SnapshotId, SnapshotProtocol
 from mpsnap.core.rng import CounterRandom
 from mpsnap.core.snapshot import Captured, UnfinishedState
 from mpsnap.core.timers import Timers
@@ -257,11 +257,12 @@ class NodeCore:
 
     def receive_marker(self, src: str, marker: Marker) -> None:
         """See a marker from `src`."""
-        self._cause = marker.snapshot_id, src
+        snapshot_id, sent = marker
+        self._cause = snapshot_id, src
         try:
-            effects = self.protocol.receive(src, marker)
+            effects = self.protocol.receive_marker(src, snapshot_id, sent)
         except SnapshotError as error:
-            self.refuse(marker.snapshot_id, error)
+            self.refuse(snapshot_id, error)
         else:
             if effects:
                 self._carry_out(effects)
@@ -298,12 +299,10 @@ class NodeCore:
         self._driver.refused(snapshot_id, error)
 
     def _carry_out(self, effects: tuple[Effect, ...]) -> None:
-        send_marker = self._driver.send_marker
         for effect in effects:
-            if type(effect) is SendMarker:
-                dst, marker = effect
-                send_marker(dst, marker)
-            elif type(effect) is Report:
+            if isinstance(effect, SendMarkers):
+                self._driver.send_markers(effect.snapshot_id, effect.sent)
+            else:
                 self._driver.report(effect.local)
 
     # --------------------------------------------------------------- hooks

@@ -13,7 +13,7 @@ in a simulator and in a test.
                             any further message there.                                                   `_record`
     Marker-receiving rule.  On a marker from channel c: a node that has not recorded does so now, and the state of c
                             is empty; one that has recorded fixes the state of c as the messages received along c
-                            since.                                                                        `receive`
+                            since.                                                                 `receive_marker`
 
 **One refinement: the inbox.** A message is *seen* when the driver offers it and *taken* when the node's code gets it;
 only taking counts as the paper's "received". What is seen and not yet taken stands in the channel's inbox and is
@@ -32,7 +32,7 @@ were sent and received (taken) per channel at the cut; the merge checks that cha
 
 1. One thread feeds it; the items of a channel are offered in channel order.
 2. Effects are carried out in order and completely before the next item is offered or the node may send. In front of a
-   `SendMarker` goes whatever stands in the outbox of its channel.
+   marker goes whatever stands in the outbox of its channel.
 3. Recording happens between hooks only. A hook that has debited and not yet sent would be cut in two, and no count
    could show it; so a wish to snapshot from inside a hook waits until the hook returns.
 4. `capture` returns the local state *fixed*: bytes, or something that no later step can change. It is called once per
@@ -78,14 +78,20 @@ class SnapshotId(NamedTuple):
     def __str__(self) -> str:
         return f"{self.incarnation}-{self.initiator}-{self.n}"
 
-    @classmethod
-    def parse(cls, text: str) -> SnapshotId:
+    # Whoever collects meets the same id in every node's report.
+    @staticmethod
+    @lru_cache(maxsize=256)
+    def parse(text: str) -> SnapshotId:
         """Read the text form `i-NAME-n` back; ValueError if it is none.
 
         >>> SnapshotId.parse("0-web-1-7")
         SnapshotId(incarnation=0, initiator='web-1', n=7)
         """
-        return _parsed_id(text)
+        # Not with `int` alone: it also reads 01, 1_0 and digits of other scripts, and an id has one text.
+        match = _ID_TEXT.fullmatch(text)
+        if match is None:
+            raise ValueError(f"not a snapshot id: {text!r}")
+        return SnapshotId(int(match[1]), match[2], int(match[3]))
 
     @classmethod
     def triggered(cls, incarnation: int, initiator: str, count: int) -> SnapshotId:
@@ -96,16 +102,6 @@ class SnapshotId(NamedTuple):
     def spontaneous(cls, incarnation: int, initiator: str, count: int) -> SnapshotId:
         """Return the id of the `count`-th snapshot (from 0) that `initiator` begins by itself."""
         return cls(incarnation, initiator, 2 * count + 2)
-
-
-# Whoever collects meets the same id in every node's report.
-@lru_cache(maxsize=256)
-def _parsed_id(text: str) -> SnapshotId:
-    # Not with `int` alone: it also reads 01, 1_0 and digits of other scripts, and an id has one text.
-    match = _ID_TEXT.fullmatch(text)
-    if match is None:
-        raise ValueError(f"not a snapshot id: {text!r}")
-    return SnapshotId(int(match[1]), match[2], int(match[3]))
 
 
 class Marker(NamedTuple):
@@ -150,11 +146,14 @@ class LocalSnapshot(NamedTuple):
     channels: Mapping[str, ChannelState]
 
 
-class SendMarker(NamedTuple):
-    """Effect: send `marker` to `dst`, behind all messages sent there so far and before any other."""
+class SendMarkers(NamedTuple):
+    """Effect: on each outbound channel, send a marker behind all messages sent there so far and before any other.
 
-    dst: str
-    marker: Marker
+    `sent` says for each channel how many messages those are, which is what its marker carries.
+    """
+
+    snapshot_id: SnapshotId
+    sent: Mapping[str, int]
 
 
 class Report(NamedTuple):
@@ -163,7 +162,7 @@ class Report(NamedTuple):
     local: LocalSnapshot
 
 
-Effect = SendMarker | Report
+Effect = SendMarkers | Report
 
 
 class Outbox:
@@ -434,29 +433,40 @@ class SnapshotProtocol:
         """See the next item of the channel from `src`: a message joins the inbox, a marker acts at once.
 
         Returns:
-            Nothing for a message. At the first marker of a snapshot, one `SendMarker` per outbound channel; at the
-            marker that closes the last recording channel, a `Report` (behind them, if both happen at once).
+            Nothing for a message, and for a marker what `receive_marker` returns.
 
         Raises:
             ProtocolError: The channel is not inbound here, skipped or swapped an item, or carried this marker before.
+        """
+        if isinstance(item, Marker):
+            return self.receive_marker(src, item.snapshot_id, item.sent)
+        self.receive_batch(src, item.number, (item.payload,))
+        return ()
+
+    def receive_marker(self, src: str, snapshot_id: SnapshotId, sent: int) -> tuple[Effect, ...]:
+        """See a marker of this snapshot that counts so many messages in front of it.
+
+        Returns:
+            At the first marker of a snapshot `SendMarkers`, unless there is no outbound channel; at the marker that
+            closes the last recording channel, a `Report` (behind it, if both happen at once).
+
+        Raises:
+            ProtocolError: As `receive`.
 
         Paper: the marker-receiving rule for a process q.
         Invariant: once a snapshot is recorded, its recording channels only decrease.
         """
-        if isinstance(item, Message):
-            self.receive_batch(src, item.number, (item.payload,))
-            return ()
-        if item.sent != self._seen.get(src):
-            self._expect(src, item.sent, "a marker that counts", self._seen_or_raise(src))
-        recording = self._recordings.get(item.snapshot_id)
+        if sent != self._seen.get(src):
+            self._expect(src, sent, "a marker that counts", self._seen_or_raise(src))
+        recording = self._recordings.get(snapshot_id)
         if recording is None:
-            if item.snapshot_id in self._finished:
+            if snapshot_id in self._finished:
                 return ()
-            return self._record(item.snapshot_id, closing=src)
+            return self._record(snapshot_id, closing=src)
         if src not in recording.open:
-            raise ProtocolError(f"second marker of snapshot {item.snapshot_id}", where=f"{src}->{self.node}")
+            raise ProtocolError(f"second marker of snapshot {snapshot_id}", where=f"{src}->{self.node}")
         recording.open.remove(src)
-        return () if recording.open else self._report(item.snapshot_id, recording)
+        return () if recording.open else self._report(snapshot_id, recording)
 
     def receive_batch(self, src: str, first: int, payloads: Sequence[object]) -> bool:
         """See several messages at once, numbered from `first`: the same as `receive` for each in turn.
@@ -538,7 +548,7 @@ class SnapshotProtocol:
         recording.open.update(self.inbound)
         recording.open.discard(closing)
         self._recordings[snapshot_id] = recording
-        markers = tuple([SendMarker(dst, Marker(snapshot_id, sent)) for dst, sent in recording.sent.items()])
+        markers = (SendMarkers(snapshot_id, recording.sent),) if recording.sent else ()
         return markers if recording.open else markers + self._report(snapshot_id, recording)
 
     def _report(self, snapshot_id: SnapshotId, recording: _Recording) -> tuple[Effect, ...]:

@@ -43,14 +43,15 @@ class Answers:
         self._times[snapshot_id] = [time.monotonic()]
 
     def closed(self, snapshot_id: SnapshotId) -> None:
-        """Note that all channels of it are closed now; only the first time counts."""
-        times = self._times[snapshot_id]
+        """Note that all channels of it are closed now, and that it is not reported yet."""
+        self._times[snapshot_id].append(time.monotonic())
+
+    def reported(self, snapshot_id: SnapshotId) -> list[float]:
+        """Return when it was recorded and when closed, which is now unless that was noted; and forget it."""
+        times = self._times.pop(snapshot_id)
         if len(times) == 1:
             times.append(time.monotonic())
-
-    def reported(self, snapshot_id: SnapshotId) -> tuple[float, ...]:
-        """Return when it was recorded and when closed, and forget it."""
-        return tuple(self._times.pop(snapshot_id))
+        return times
 
     def forget(self, snapshot_id: SnapshotId) -> None:
         """Forget one that is given up; right for one never heard of."""

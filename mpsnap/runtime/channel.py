@@ -23,8 +23,8 @@ import os
 import struct
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from multiprocessing.queues import Queue
 from typing import Any
 
@@ -64,8 +64,8 @@ class Sender(ABC):
         """
 
     @abstractmethod
-    def send_marker(self, marker: Marker) -> bool:
-        """Append a marker behind every message sent so far, otherwise as `send`."""
+    def send_marker(self, snapshot_id: SnapshotId, sent: int) -> bool:
+        """Append a marker behind every message sent so far, `sent` of them, otherwise as `send`."""
 
     @abstractmethod
     def flush(self) -> bool:
@@ -146,9 +146,9 @@ class QueueSender(Sender):
         self.message_bytes = max(LEAST_BYTES, length // size)
         return self._write(_HEADER.pack(length, _BATCH, first, size), data)
 
-    def send_marker(self, marker: Marker) -> bool:
-        body = _id_bytes(marker.snapshot_id)
-        frame = _HEADER.pack(len(body), _MARKER, marker.sent, 0) + body
+    def send_marker(self, snapshot_id: SnapshotId, sent: int) -> bool:
+        body = _id_bytes(snapshot_id)
+        frame = _HEADER.pack(len(body), _MARKER, sent, 0) + body
         # So few bytes a pipe takes at once or not at all (PIPE_BUF).
         if not self._backlog and self._try(frame):
             return True
@@ -230,15 +230,6 @@ class QueueReceiver(Receiver):
                 return []
             data = b"".join(self._rest)
             self._rest = []
-        return self._parse(data)
-
-    def fileno(self) -> int:
-        return self._fd
-
-    def close(self) -> None:
-        close_reader(self._queue)
-
-    def _parse(self, data: bytes) -> list[Batch | Marker]:
         items: list[Batch | Marker] = []
         at, size = 0, len(data)
         end = needed = _HEADER_BYTES
@@ -252,13 +243,23 @@ class QueueReceiver(Receiver):
                 break
             at = body + length
             if kind == _MARKER:
-                items.append(Marker(_snapshot_id(data[body:at]), number))
+                items.append(_marker((_snapshot_id(data[body:at]), number)))
             else:
                 items.append((number, PackedBatch(count, data[body:at])))
             end, needed = at + _HEADER_BYTES, _HEADER_BYTES
         if at < size:
             self._rest, self._length, self._needed = [data[at:]], size - at, needed
         return items
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def close(self) -> None:
+        close_reader(self._queue)
+
+
+# As `Marker` itself, without a call of Python's for each that comes in.
+_marker: Callable[[tuple[SnapshotId, int]], Marker] = partial(tuple.__new__, Marker)
 
 
 # A snapshot's marker goes over every channel of a node and comes in on every one.

@@ -50,6 +50,10 @@ class FrameWriter:
     def post(self, note: Note) -> None:
         """Append one note and write what the pipe takes now."""
         data = self._pack(note)
+        if len(data) <= _BODY_BYTES:
+            self.backlog.append(_HEADER.pack(len(data), 0, 1) + data)
+            self.flush()
+            return
         parts = -(-len(data) // _BODY_BYTES)
         for k in range(parts):
             body = data[k * _BODY_BYTES : (k + 1) * _BODY_BYTES]

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from mpsnap.core.errors import MpsnapError
-from mpsnap.core.protocol import Marker, Outbox
+from mpsnap.core.protocol import Outbox, SnapshotId
 from mpsnap.runtime.channel import LEAST_BYTES, QueueSender
 from mpsnap.runtime.deadlock import REPORT_SECONDS
 
@@ -153,13 +153,15 @@ class Outbound:
         full = lane.most if count and not self.eager else min(lane.most, 2 * count)
         outbox.limit = max(count + 1, min(full, count + lane.line + 1 - sent))
 
-    def send_marker(self, dst: str, marker: Marker) -> None:
-        """Send a marker behind all that was sent there."""
-        lane = self._lanes[dst]
-        if lane.outbox.payloads:
-            self._ship(lane)
-        if not lane.sender.send_marker(marker):
-            self._await_writable(lane.sender.fileno(), True)
+    def send_markers(self, snapshot_id: SnapshotId, sent: Mapping[str, int]) -> None:
+        """Send a snapshot's marker to each of these nodes, behind all that was sent there: so many messages each."""
+        lanes = self._lanes
+        for dst, count in sent.items():
+            lane = lanes[dst]
+            if lane.outbox.payloads:
+                self._ship(lane)
+            if not lane.sender.send_marker(snapshot_id, count):
+                self._await_writable(lane.sender.fileno(), True)
 
     def flush(self, *, all_of_it: bool) -> None:
         """Let what waits leave, or only what has waited long enough."""

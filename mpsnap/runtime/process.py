@@ -126,7 +126,7 @@ def node_main(spec: NodeSpec, release: Callable[[], None] | None) -> NoReturn:
     # Nor may it wait in a buffer: a node that dies takes that along, and it may be what explains the death.
     sys.stdout = sys.stderr
     arm(spec.failpoints, spec.incarnation)
-    NodeProcess(spec).run()
+    (_Stumbling if spec.failpoints else NodeProcess)(spec).run()
 
 
 def _stack_file() -> int:
@@ -198,10 +198,13 @@ class NodeProcess(Driver):
         """Live until stopped or failed."""
         try:
             self._boot()
+            passive = False
             while not self._stopping:
-                self._wait()
-                if self._running and not self._stopping and not self._core.passive:
+                self._wait(passive)
+                passive = self._core.passive
+                if not passive and self._running and not self._stopping:
                     self._turn()
+                    passive = self._core.passive
             self._leave()
         except BaseException as error:
             self._fail(error)
@@ -260,9 +263,6 @@ class NodeProcess(Driver):
         if self._journal is None:
             # Called from within hooks: straight to where it goes.
             self.offer = outbound.offer  # type: ignore[method-assign]
-        if not spec.failpoints:
-            # Called once a channel in every snapshot.
-            self.send_marker = outbound.send_marker  # type: ignore[method-assign]
         return outbound
 
     def _leave(self) -> None:
@@ -318,8 +318,9 @@ class NodeProcess(Driver):
         del self._on_readable[fd]
         self._epoll.unregister(fd)
 
-    def _wait(self) -> None:
-        timeout = self._timeout()
+    def _wait(self, passive: bool) -> None:
+        # Nearly always a node waits for an item and for nothing else.
+        timeout = None if passive and self._journal is None else self._timeout()
         events: Sequence[tuple[int, int]] = ()
         if timeout == 0.0 or self._outbound.waiting:
             # What has just arrived may add to the batches that wait, so it is looked at before they leave.
@@ -327,7 +328,8 @@ class NodeProcess(Driver):
         if timeout != 0.0 and not events:
             if self._outbound.waiting:
                 self._outbound.flush(all_of_it=True)
-            self.phase("waiting")
+            if self._phase != "waiting":
+                self.phase("waiting")
             events = self._epoll.poll(timeout)
         now = time.monotonic()
         if self._journal is not None:
@@ -347,8 +349,7 @@ class NodeProcess(Driver):
             self._outbound.flush(all_of_it=False)
 
     def _timeout(self) -> float | None:
-        if not self._running or (self._journal is None and self._core.passive):
-            # Nearly always: a node that waits for an item and for nothing else.
+        if not self._running:
             return None
         room = self._room()
         wanted = self._core.wants(sources=room > 1) if room else None
@@ -506,8 +507,11 @@ class NodeProcess(Driver):
         self._outbound.send(dst, payload)
 
     def send_marker(self, dst: str, marker: Marker) -> None:
-        self._outbound.send_marker(dst, marker)
-        fail_at("mid_markers")
+        snapshot_id, sent = marker
+        self._outbound.send_markers(snapshot_id, {dst: sent})
+
+    def send_markers(self, snapshot_id: SnapshotId, sent: Mapping[str, int]) -> None:
+        self._outbound.send_markers(snapshot_id, sent)
 
     def taken(self, src: str, received: int) -> None:
         self._words[self._taken_slots[src]] = received
@@ -516,33 +520,30 @@ class NodeProcess(Driver):
         self._tell("initiated", str(snapshot_id))
 
     def fix(self, snapshot_id: SnapshotId | None, encode: Encode) -> bytes | UnfinishedState:
-        if snapshot_id is None:
-            return self._captures.fix(None, encode)
-        fail_at("before_record")
         fixed = self._captures.fix(snapshot_id, encode)
-        self._answers.recorded(snapshot_id)
-        fail_at("after_record")
+        if snapshot_id is not None:
+            self._answers.recorded(snapshot_id)
         return fixed
 
     def report(self, local: LocalSnapshot) -> None:
         captured = local.captured
         assert isinstance(captured, Captured)
         state = captured.state
-        self._answers.closed(local.snapshot_id)
         if isinstance(state, Encoding) and state.receipt is None:
+            self._answers.closed(local.snapshot_id)
             state.local = local  # `_on_encoded` comes back with it.
             return
-        fail_at("before_report")
+        self._hand_over(local)
+
+    def _hand_over(self, local: LocalSnapshot) -> None:
+        times = self._answers.reported(local.snapshot_id)
         try:
             handed_over = self._parts.hand_over(local, self._captures)
         except (OSError, StoreError) as error:
             why = SnapshotError(f"staging its part failed: {error}", where=self._spec.name)
             self._core.refuse(local.snapshot_id, why)
         else:
-            fail_at("after_stage")
-            times = self._answers.reported(local.snapshot_id)
             self._tell("report", str(local.snapshot_id), handed_over, times)
-            fail_at("after_report")
 
     def refused(self, snapshot_id: SnapshotId, error: MpsnapError) -> None:
         self._answers.forget(snapshot_id)
@@ -568,3 +569,32 @@ class NodeProcess(Driver):
                 if self._outbound.eager and self._outbound.waiting:
                     # What quick hooks have sent does not wait for a slow one.
                     self._outbound.flush(all_of_it=True)
+
+
+class _Stumbling(NodeProcess):
+    """Meet the moments that a snapshot goes through, for a node that is to come to harm; no other looks for them."""
+
+    def send_markers(self, snapshot_id: SnapshotId, sent: Mapping[str, int]) -> None:
+        for dst, count in sent.items():
+            super().send_markers(snapshot_id, {dst: count})
+            fail_at("mid_markers")
+
+    def fix(self, snapshot_id: SnapshotId | None, encode: Encode) -> bytes | UnfinishedState:
+        if snapshot_id is None:
+            return super().fix(None, encode)
+        fail_at("before_record")
+        fixed = super().fix(snapshot_id, encode)
+        fail_at("after_record")
+        return fixed
+
+    def _hand_over(self, local: LocalSnapshot) -> None:
+        fail_at("before_report")
+        super()._hand_over(local)
+
+    def _tell(self, *note: object) -> None:
+        if note[0] != "report":
+            super()._tell(*note)
+            return
+        fail_at("after_stage")
+        super()._tell(*note)
+        fail_at("after_report")

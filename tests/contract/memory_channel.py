@@ -12,7 +12,7 @@ from collections import deque
 from typing import Any
 
 from mpsnap.core.errors import ClusterError, ProtocolError
-from mpsnap.core.protocol import Marker
+from mpsnap.core.protocol import Marker, SnapshotId
 from mpsnap.runtime.channel import Batch, Receiver, Sender
 
 #: An eventfd at its largest value is not writable.
@@ -59,8 +59,8 @@ class MemorySender(Sender):
         self._outbox += enumerate(payloads, first)
         return self.flush()
 
-    def send_marker(self, marker: Marker) -> bool:
-        self._outbox.append(marker)
+    def send_marker(self, snapshot_id: SnapshotId, sent: int) -> bool:
+        self._outbox.append(Marker(snapshot_id, sent))
         return self.flush()
 
     def flush(self) -> bool:

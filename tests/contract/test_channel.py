@@ -185,23 +185,23 @@ def test_a_marker_stands_exactly_where_it_was_sent(channel: Channel) -> None:
         channel.sender.send(n, [n])
         sent.append((n, n))
         if n in (1, 2, 255, 256, 257, 700):
-            channel.sender.send_marker(marker(n, n))
+            channel.sender.send_marker(*marker(n, n))
             sent.append(marker(n, n))
     assert carried(channel) == sent
 
 
 def test_a_marker_may_be_the_first_item_and_several_may_follow_each_other(channel: Channel) -> None:
     sent: list[Item] = [marker(1, 0), marker(2, 0), (1, "x"), marker(3, 1)]
-    channel.sender.send_marker(marker(1, 0))
-    channel.sender.send_marker(marker(2, 0))
+    channel.sender.send_marker(*marker(1, 0))
+    channel.sender.send_marker(*marker(2, 0))
     channel.sender.send(1, ["x"])
-    channel.sender.send_marker(marker(3, 1))
+    channel.sender.send_marker(*marker(3, 1))
     assert arrived(channel) == sent
 
 
 def test_a_marker_comes_back_as_it_was(channel: Channel) -> None:
     there = Marker(SnapshotId(7, "a.b-c_d", 2**33), 2**50)
-    channel.sender.send_marker(there)
+    channel.sender.send_marker(*there)
     (back,) = arrived(channel)
     assert type(back) is Marker
     assert type(back.snapshot_id) is SnapshotId
@@ -236,7 +236,7 @@ def test_whatever_the_order_of_calls_the_items_are_those_sent(kind: str, steps: 
                 number += count
             if verb == "marker":
                 sent.append(marker(len(sent) + 1, number))
-                channel.sender.send_marker(marker(len(sent), number))
+                channel.sender.send_marker(*marker(len(sent), number))
             elif verb == "flush":
                 channel.sender.flush()
             elif verb == "receive":
@@ -326,9 +326,9 @@ def test_big_payloads_never_block_and_arrive_whole(channel: Channel, size: int) 
     sent: list[Item] = [(1, payload), (2, "small"), marker(1, 2), (3, [False, payload]), marker(2, 3)]
     channel.sender.send(1, [payload])
     channel.sender.send(2, ["small"])
-    channel.sender.send_marker(marker(1, 2))
+    channel.sender.send_marker(*marker(1, 2))
     channel.sender.send(3, [[False, payload]])
-    channel.sender.send_marker(marker(2, 3))
+    channel.sender.send_marker(*marker(2, 3))
     assert carried(channel) == sent
 
 
@@ -340,7 +340,7 @@ def test_nothing_is_lost_when_the_pipe_is_full(channel: Channel) -> None:
         channel.sender.send(n, [payload])
         sent.append((n, payload))
         if n % 500 == 0:
-            channel.sender.send_marker(marker(n, n))
+            channel.sender.send_marker(*marker(n, n))
             sent.append(marker(n, n))
     assert not channel.sender.flush(), "600 kB should be more than this pipe holds"
     assert carried(channel) == sent
@@ -358,7 +358,7 @@ def test_after_a_flush_that_left_nothing_over_everything_can_be_read(channel: Ch
 
 def test_a_marker_is_written_at_once_with_all_before_it(channel: Channel) -> None:
     channel.sender.send(1, ["x"])
-    channel.sender.send_marker(marker(1, 1))
+    channel.sender.send_marker(*marker(1, 1))
     assert arrived(channel) == [(1, "x"), marker(1, 1)]
 
 
@@ -399,7 +399,7 @@ def test_a_reader_that_is_gone_is_an_error(channel: Channel) -> None:
 def test_a_reader_that_is_gone_is_an_error_for_a_marker_too(channel: Channel) -> None:
     channel.receiver.close()
     with pytest.raises(ClusterError, match="reader"):
-        channel.sender.send_marker(marker(1, 0))
+        channel.sender.send_marker(*marker(1, 0))
 
 
 def test_a_writer_that_is_gone_is_an_error_after_what_it_left(channel: Channel) -> None:
