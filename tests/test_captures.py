@@ -68,6 +68,19 @@ def test_a_state_that_was_large_and_is_small_again_forks_no_more() -> None:
     assert not costs.fork_wins(1000 * MB)
 
 
+def test_what_follows_a_quick_capture_at_once_is_quick() -> None:
+    """Neither what follows later, nor what follows a capture that took its time, nor the first one of all."""
+    soon, later = capture.SOON_SECONDS / 2, capture.SOON_SECONDS
+    costs = Costs()
+    assert not costs.negligible(0.0)
+    costs.captured(0.0001, 100 * MB)
+    costs.looked(10.0)
+    assert costs.negligible(10.0 + soon)
+    assert not costs.negligible(10.0 + later)
+    costs.captured(0.001, 100 * MB)
+    assert not costs.negligible(10.0 + soon)
+
+
 def test_what_the_constants_are_held_against_each_other() -> None:
     """A process without any memory has to wait for the least pause, not for the least fork."""
     assert capture.LEAST_FACTOR * capture.FORK_SECONDS <= capture.LEAST_SECONDS

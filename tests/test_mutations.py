@@ -281,7 +281,7 @@ MUTATIONS = [
     Mutation(
         "every channel of a cut is checked",
         "snapshot.py",
-        "                if first != taken + 1 or count != parts[src].sent[dst] - taken:\n",
+        "                if first != taken + 1 or taken + count != sent[src][dst]:\n",
         "                if first != taken + 1:\n",
         "test_snapshot.py::test_verify_finds_the_damage_and_says_where",
     ),

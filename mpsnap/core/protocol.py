@@ -312,19 +312,17 @@ class FinishedIds:
         #: Per series, places of finished ids above the mark.
         self._above: dict[tuple[int, str, int], set[int]] = {}
 
-    @staticmethod
-    def _place(snapshot_id: SnapshotId) -> tuple[tuple[int, str, int], int]:
-        """Return the series and the place in it, from 1: the n of a series are 1, 3, 5... or 2, 4, 6..."""
-        incarnation, initiator, n = snapshot_id
-        return (incarnation, initiator, n % 2), (n + 1) // 2
+    # The place of an id in its series counts from 1: the n of a series are 1, 3, 5... or 2, 4, 6...
 
     def __contains__(self, snapshot_id: SnapshotId) -> bool:
-        series, place = self._place(snapshot_id)
+        incarnation, initiator, n = snapshot_id
+        series, place = (incarnation, initiator, n % 2), (n + 1) // 2
         return place <= self._mark.get(series, 0) or place in self._above.get(series, ())
 
     def add(self, snapshot_id: SnapshotId) -> None:
         """Remember one; right also for one that is known."""
-        series, place = self._place(snapshot_id)
+        incarnation, initiator, n = snapshot_id
+        series, place = (incarnation, initiator, n % 2), (n + 1) // 2
         mark = self._mark.get(series, 0)
         if place > mark + 1:
             self._above.setdefault(series, set()).add(place)

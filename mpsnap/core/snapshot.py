@@ -268,14 +268,14 @@ class GlobalSnapshot:
             ConsistencyError: It is not; `where` is the first node or channel that shows it.
         """
         self.check_complete()
-        parts = self._locals
+        sent = {src: part.sent for src, part in self._locals.items()}
         in_flight = 0
-        for dst, part in parts.items():
+        for dst, part in self._locals.items():
             received = part.received
             for src, (first, payloads) in part.channels.items():
                 taken, count = received[src], len(payloads)
                 # Both together also say that no more was received than sent: nothing has a negative length.
-                if first != taken + 1 or count != parts[src].sent[dst] - taken:
+                if first != taken + 1 or taken + count != sent[src][dst]:
                     raise self._first_inconsistent()
                 in_flight += count
         self._in_flight, self._proven = in_flight, True

@@ -40,6 +40,9 @@ from mpsnap.runtime.staging import STAGING_BYTES
 
 #: What takes less stays in place: a pause as long as a time slice of the scheduler is none to speak of.
 LEAST_SECONDS = 0.005
+#: So soon after a capture that took next to nothing, another one is quick too: what a node comes by in that time it can
+#: encode in a time like that. Then neither clock nor memory is looked at, which takes longer than a small state does.
+SOON_SECONDS, NEXT_TO_NOTHING = 0.005, 0.0005
 #: How many times longer than the fork a capture in place has to take: a child also costs the node page faults
 #: afterwards, and the machine the time of another processor.
 LEAST_FACTOR = 4
@@ -71,6 +74,8 @@ class Costs:
         #: Seconds of a fork: so many, and so many for each byte resident.
         self._fork = FORK_SECONDS
         self._fork_per_byte = FORK_SECONDS_PER_BYTE
+        #: When the last capture in place was made.
+        self._looked = -SOON_SECONDS
 
     def captured(self, seconds: float, resident: int) -> None:
         """Note how long a capture took; in processor time, since what else ran meanwhile says nothing of the next."""
@@ -79,6 +84,14 @@ class Costs:
     def forked(self, seconds: float, resident: int) -> None:
         """Note how long a fork took; in processor time, or one that was interrupted would seem dear for ever."""
         self._fork, self._fork_per_byte = 0.0, seconds / resident
+
+    def looked(self, now: float) -> None:
+        """Note that the last capture was made in place, now."""
+        self._looked = now
+
+    def negligible(self, now: float) -> bool:
+        """Return whether a capture is certainly quick, whatever is resident: one was, just now."""
+        return now - self._looked < SOON_SECONDS and self._last[0] <= NEXT_TO_NOTHING
 
     def fork_wins(self, resident: int) -> bool:
         """Return whether a fork stops the node so much less than a capture in place that it should be made."""
@@ -158,7 +171,7 @@ class Captures:
 
     def fix(self, snapshot_id: SnapshotId | None, encode: Encode) -> bytes | Encoding:
         """Fix a state, see `Driver.fix`; at the start, without an id, always in place, which tells what it costs."""
-        if not self._may_fork:
+        if not self._may_fork or (snapshot_id is not None and self._costs.negligible(time.monotonic())):
             return encode(bytes)
         resident = self._resident()
         if snapshot_id is not None and self._child is None and self._costs.fork_wins(resident) and not _has_threads():
@@ -169,6 +182,7 @@ class Captures:
         state = encode(bytes)
         staging = len(state) * STAGING_SECONDS_PER_BYTE if len(state) > STAGING_BYTES else 0.0
         self._costs.captured(time.thread_time() - began + staging, resident)
+        self._costs.looked(time.monotonic())
         return state
 
     def release(self, encoding: Encoding) -> tuple[File, tuple[Any, ...]]:

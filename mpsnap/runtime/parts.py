@@ -70,10 +70,12 @@ class Parts:
             OSError: A file could not be filled.
             StoreError: The same, in the store.
         """
-        keeps = self._place is not None and local.snapshot_id not in self._passing
-        self._passing.discard(local.snapshot_id)
         captured = local.captured
         assert isinstance(captured, Captured)
+        keeps = self._place is not None
+        if keeps and local.snapshot_id in self._passing:
+            self._passing.remove(local.snapshot_id)
+            keeps = False
         if not keeps and isinstance(captured.state, bytes) and len(captured.state) <= STAGING_BYTES:
             # Nearly always, and then a node of many snapshots a second has nothing to undo.
             return HandedOver(self.staging.put_if_large(pack(local)), None, None, None)

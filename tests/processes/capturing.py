@@ -46,6 +46,7 @@ class Forker(Puppet):
         if self.always:
             # In this process alone, which is the node's.
             Costs.fork_wins = lambda self, resident: True  # type: ignore[method-assign]
+            Costs.negligible = lambda self, now: False  # type: ignore[method-assign]
 
     def on_start(self, ctx: Context) -> None:
         self.forks = self.captures = 0

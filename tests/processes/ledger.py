@@ -115,6 +115,7 @@ class Forking(Ledger):
 
     def on_start(self, ctx: Context) -> None:
         Costs.fork_wins = lambda self, resident: True  # type: ignore[method-assign]
+        Costs.negligible = lambda self, now: False  # type: ignore[method-assign]
 
     def on_command(self, ctx: Context, command: Any) -> Any:
         if command != "children":
