@@ -52,11 +52,13 @@ class Contact:
 
     def tell(self, node: str, *note: object) -> None:
         """Give a node a note; what its pipe does not take now follows when it does."""
+        control = self._nodes[node].control
         try:
-            self._nodes[node].control.post(note)
+            control.post(note)
         except BrokenPipeError:
             return  # It is dead; its pidfd says so, and says more.
-        self._write(node)
+        if control.backlog:
+            self._write(node)
 
     def break_off(self) -> None:
         """Neither listen nor write any more; to be called as long as the pipes are still there."""

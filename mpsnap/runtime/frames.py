@@ -9,6 +9,7 @@ them leaves a message that never becomes complete, and is seen to be dead by its
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from collections import deque
@@ -95,27 +96,28 @@ class FrameReader:
         Raises:
             ProtocolError: What arrived is not what a `FrameWriter` writes.
         """
-        return self._parse() if self._fill() else []
+        try:
+            data = os.read(self.fd, _READ_BYTES)
+        except BlockingIOError:
+            return []
+        self.ended = not data
+        return self._parse(data)
 
     def drain(self) -> list[Note]:
         """Return all notes that a writer which is dead by now has left."""
         notes: list[Note] = []
-        while self._fill():
-            notes += self._parse()
+        with contextlib.suppress(BlockingIOError):
+            # Somebody else may still hold its end open, and writes nothing.
+            while data := os.read(self.fd, _READ_BYTES):
+                notes += self._parse(data)
+            self.ended = True
         return notes
 
-    def _fill(self) -> bool:
-        try:
-            data = os.read(self.fd, _READ_BYTES)
-        except BlockingIOError:
-            return False
-        self.ended = not data
-        self._buffer = self._buffer + data if self._buffer else data
-        return bool(data)
-
-    def _parse(self) -> list[Note]:
+    def _parse(self, data: bytes) -> list[Note]:
         notes: list[Note] = []
-        data, at, size = self._buffer, 0, len(self._buffer)
+        if self._buffer:
+            data = self._buffer + data
+        at, size = 0, len(data)
         while size - at >= _HEADER.size:
             length, part, parts = _HEADER.unpack_from(data, at)
             self._due = self._due if self._parts else parts
