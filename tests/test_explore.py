@@ -146,8 +146,8 @@ SEEDED = {
         "recording.captured, self._all_sent(), self._all_received(),",
     ),
     "a finished snapshot begins anew": (
-        "        self._finished.add(snapshot_id)\n        channels =",
-        "        channels =",
+        "        self._finished.add(snapshot_id)\n        channels: ",
+        "        channels: ",
     ),
     "a neighbour gets no marker": (
         "SendMarkers(snapshot_id, recording.sent)",

@@ -41,6 +41,20 @@ class Mutation(NamedTuple):
 
 MUTATIONS = [
     Mutation(
+        "that nothing is in flight is proven by the counts",
+        "snapshot.py",
+        "                if [sent[src][dst] for src in received] != [*received.values()]:\n",
+        "                if False:\n",
+        "test_snapshot.py::test_that_all_channels_are_empty_is_not_taken_on_trust",
+    ),
+    Mutation(
+        "which messages are next is proven too where nothing is in flight",
+        "snapshot.py",
+        "isinstance(part.channels, EmptyChannels) and part.channels.received is received:",
+        "isinstance(part.channels, EmptyChannels):",
+        "test_snapshot.py::test_that_all_channels_are_empty_is_not_taken_on_trust",
+    ),
+    Mutation(
         "what arrives between the record and the marker is in flight",
         "protocol.py",
         "                recording.add(src, payloads)\n",
@@ -100,8 +114,8 @@ MUTATIONS = [
     Mutation(
         "a completed snapshot is remembered",
         "protocol.py",
-        "        self._finished.add(snapshot_id)\n        channels =",
-        "        channels =",
+        "        self._finished.add(snapshot_id)\n        channels: ",
+        "        channels: ",
         "test_protocol.py::test_a_second_marker_of_a_finished_snapshot_is_ignored",
     ),
     Mutation(

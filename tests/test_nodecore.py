@@ -429,7 +429,7 @@ def test_a_snapshot_begun_in_a_hook_waits_until_the_hook_returns() -> None:
     world = CoreWorld(graph("A<->B"), Account)
     world.cores["A"].command(0, PLAIN.encode("pay"))
     world.step("A")
-    assert world.drivers["A"].kinds() == ["send", "initiated", "send_marker", "reply"]
+    assert world.drivers["A"].kinds() == ["send", "send_marker", "initiated", "reply"]
     assert list(world.wire["A", "B"])[1] == Marker(snap("A", 2), sent=1)
     world.deliver_all()
     snapshot = world.snapshots[snap("A", 2)]

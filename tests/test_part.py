@@ -19,7 +19,7 @@ from mpsnap.core.batch import PackedBatch, pack_batch
 from mpsnap.core.codec import Pickled, freeze
 from mpsnap.core.errors import CodecError, ConsistencyError
 from mpsnap.core.part import BLOCK_MESSAGES, FORMAT, pack, pack_lasting, unpack, unpack_lasting
-from mpsnap.core.protocol import Chained, ChannelState, LocalSnapshot, SnapshotId
+from mpsnap.core.protocol import Chained, ChannelState, EmptyChannels, LocalSnapshot, SnapshotId
 from mpsnap.core.snapshot import Captured, NodeSnapshot, StoredState, Timer
 
 PAYLOADS = st.recursive(
@@ -64,6 +64,23 @@ def test_a_part_comes_back_from_its_bytes(local: LocalSnapshot) -> None:
     assert again == local
     channels = {src: state._replace(payloads=tuple(state.payloads)) for src, state in again.channels.items()}
     assert repr(again._replace(channels=channels)) == repr(local)
+
+
+@given(local_snapshots())
+@settings(max_examples=20)
+def test_a_part_with_nothing_in_flight_says_so_at_once(local: LocalSnapshot) -> None:
+    quiet = local._replace(channels=EmptyChannels(local.received))
+    again = unpack(pack(quiet))
+    assert again == quiet
+    assert isinstance(again.channels, EmptyChannels)
+    assert dict(again.channels) == {src: ChannelState(count + 1, ()) for src, count in local.received.items()}
+    assert len(pack(quiet)) < len(pack(quiet._replace(channels=dict(quiet.channels)))) or not local.received
+    assert unpack_lasting(pack_lasting(again)) == quiet
+
+
+def test_messages_without_their_channels_are_refused() -> None:
+    with pytest.raises(CodecError, match="something is wrong with its 'channels'"):
+        unpack(raw(plain_part() | {"channels": None, "in flight": {"A": [1, 1]}}))
 
 
 def test_messages_in_flight_stay_packed_all_the_way() -> None:

@@ -10,7 +10,7 @@ from harness import PLAIN, TokenWorld, graph, snap
 
 from mpsnap.core.codec import Codec
 from mpsnap.core.errors import ConsistencyError, InvariantError
-from mpsnap.core.protocol import ChannelState, LocalSnapshot, SnapshotId
+from mpsnap.core.protocol import ChannelState, EmptyChannels, LocalSnapshot, SnapshotId
 from mpsnap.core.snapshot import (
     Captured,
     GlobalSnapshot,
@@ -107,6 +107,41 @@ def test_verify_finds_the_damage_and_says_where(where: str, damage: Damage) -> N
         snapshot.verify()
     assert caught.value.where == where
     assert not snapshot.verified
+
+
+def quiet(parts: Parts) -> Parts:
+    """Return the same with nothing in flight, told as a node tells it: all channels at once."""
+    there = {node: part._replace(channels=EmptyChannels(part.received)) for node, part in parts.items()}
+    there["A"] = there["A"]._replace(sent={"B": 2})
+    return there
+
+
+def test_a_cut_with_nothing_in_flight_is_proven_too() -> None:
+    snapshot = merged(quiet(parts_of(TRIANGLE)))
+    snapshot.verify()
+    assert snapshot.in_flight == 0
+    assert dict(snapshot.channels) == dict.fromkeys(snapshot.channels, ())
+    assert snapshot.flight("A", "B") == (3, 0)
+
+
+@pytest.mark.parametrize(
+    ("where", "damage"),
+    [
+        ("A->B", replace("A", sent={"B": 3})),
+        ("A->B", replace("A", sent={"B": 1})),
+        ("A->B", replace("B", received={"A": 1})),
+        ("A->B", replace("B", channels=EmptyChannels({"A": 1}))),
+        ("B", replace("B", received={}, channels=EmptyChannels({}))),
+        ("B", replace("B", channels=EmptyChannels({}))),
+    ],
+    ids=["one-is-missing", "one-too-many", "another-count", "another-first", "no-channels", "no-states"],
+)
+def test_that_all_channels_are_empty_is_not_taken_on_trust(where: str, damage: Damage) -> None:
+    parts = dict(quiet(parts_of(TRIANGLE)))
+    damage(parts)
+    with pytest.raises(ConsistencyError, match="snapshot 0-A-1") as caught:
+        merged(parts).verify()
+    assert caught.value.where == where
 
 
 def test_several_strangers_are_told_of_in_a_fixed_order() -> None:

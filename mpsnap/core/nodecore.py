@@ -276,9 +276,12 @@ class NodeCore:
         except SnapshotError as error:
             self.refuse(snapshot_id, error)
         else:
-            # First, so that nobody hears of the end of a snapshot before its beginning.
+            # Behind the markers, which others wait for, and in front of the report: so that nobody hears of the end of
+            # a snapshot before its beginning.
+            first = 1 if effects and isinstance(effects[0], SendMarkers) else 0
+            self._carry_out(effects[:first])
             self._driver.initiated(snapshot_id)
-            self._carry_out(effects)
+            self._carry_out(effects[first:])
         self._cause = None
 
     def abandon(self, snapshot_id: SnapshotId) -> tuple[str, ...] | None:

@@ -24,7 +24,7 @@ from mpsnap.core.batch import PackedBatch, pack_batch
 from mpsnap.core.codec import Codec, is_frozen
 from mpsnap.core.errors import CodecError
 from mpsnap.core.kinds import told
-from mpsnap.core.protocol import Chained, ChannelState, LocalSnapshot, SnapshotId, empty_channel
+from mpsnap.core.protocol import Chained, ChannelState, EmptyChannels, LocalSnapshot, SnapshotId, empty_channel
 from mpsnap.core.snapshot import Captured, StoredState, Timer
 
 #: Version of the bytes on their way; a reader refuses any other.
@@ -123,8 +123,11 @@ def _wrong(fields: Mapping[str, Any], checks: Mapping[str, Check]) -> str | None
 _WAY = {name: _check(shape) for name, shape in _WAY_SHAPES.items()}
 _LASTING = {name: _check(shape) for name, shape in _LASTING_SHAPES.items()}
 
-#: The types of the list's items, one after another; what is in its maps and lists is another matter.
-_ROWS = frozenset(product(*map(_kinds, _WAY_SHAPES.values())))
+#: The types of the list's items, one after another; what is in its maps and lists is another matter. In the place of
+#: the channels stands nothing where all of them are empty.
+_ROWS = frozenset(
+    product(*(_kinds(shape) | ({_NONE} if name == "channels" else set()) for name, shape in _WAY_SHAPES.items()))
+)
 _INT, _STR = frozenset({int}), frozenset({str})
 #: Those that pack parts and are not at work: to make one takes as long as its work. Each is taken and put back in one
 #: step, and one that failed never comes back.
@@ -138,15 +141,17 @@ def pack(local: LocalSnapshot, *, apart: bool = False) -> bytes:
     """
     captured = local.captured
     assert isinstance(captured, Captured)
-    firsts: dict[str, int] = {}
+    firsts: dict[str, int] | None = None
     in_flight: dict[str, list[int]] = {}
     bodies: list[bytes | memoryview] = []
-    for src, (first, payloads) in local.channels.items():
-        firsts[src] = first
-        if payloads:
-            batches = _packed(payloads)
-            in_flight[src] = [n for batch in batches for n in (batch.size, len(batch.data))]
-            bodies += [batch.data for batch in batches]
+    if not isinstance(local.channels, EmptyChannels):
+        firsts = {}
+        for src, (first, payloads) in local.channels.items():
+            firsts[src] = first
+            if payloads:
+                batches = _packed(payloads)
+                in_flight[src] = [n for batch in batches for n in (batch.size, len(batch.data))]
+                bodies += [batch.data for batch in batches]
     row = (
         FORMAT,
         local.node,
@@ -188,14 +193,14 @@ def unpack(data: bytes, state: bytes | StoredState | None = None) -> LocalSnapsh
         raise _not_a_row(row)
     _, node, incarnation, initiator, n, inside, passive, finished, emitted, seed, counter = row[:11]
     timers, sent, received, firsts, in_flight = row[11:]
-    counts, names = chain(sent.values(), received.values(), firsts.values()), chain(sent, received, firsts)
+    counts, names = chain(sent.values(), received.values()), chain(sent, received)
     if not (_INT.issuperset(map(type, counts)) and _STR.issuperset(map(type, names))):
         raise _not_a_row(row)
     if (inside is None) is (state is None):
         raise _states(state)
-    channels = {src: empty_channel(first) for src, first in firsts.items()}
-    if in_flight:
-        at = _put_in_flight(row, data, at, channels)
+    channels: Mapping[str, ChannelState] = EmptyChannels(received)
+    if firsts is not None or in_flight:
+        channels, at = _channels(row, data, at)
     if at != len(data):
         raise CodecError(f"not a local snapshot: {len(data)} bytes where {at} were due")
     captured = Captured(
@@ -209,11 +214,12 @@ def unpack(data: bytes, state: bytes | StoredState | None = None) -> LocalSnapsh
     return LocalSnapshot(node, SnapshotId(incarnation, initiator, n), captured, sent, received, channels)
 
 
-def _put_in_flight(row: list[Any], data: bytes, at: int, channels: dict[str, ChannelState]) -> int:
-    """Put the messages that stand in `data` from `at` on into their channels; return where they end."""
-    in_flight = row[-1]
-    if not _WAY["in flight"](in_flight):
+def _channels(row: list[Any], data: bytes, at: int) -> tuple[dict[str, ChannelState], int]:
+    """Return the channels, with the messages that stand in `data` from `at` on, and where these end."""
+    firsts, in_flight = row[-2:]
+    if firsts is None or not (_WAY["channels"](firsts) and _WAY["in flight"](in_flight)):
         raise _not_a_row(row)
+    channels = {src: empty_channel(first) for src, first in firsts.items()}
     if not in_flight.keys() <= channels.keys():
         raise CodecError("not a local snapshot: messages on a channel that it does not have")
     bodies = memoryview(data)
@@ -229,7 +235,7 @@ def _put_in_flight(row: list[Any], data: bytes, at: int, channels: dict[str, Cha
             at += length
         if found:
             channels[src] = ChannelState(channels[src].first, Chained(found) if len(found) > 1 else found[0])
-    return at
+    return channels, at
 
 
 def _not_a_row(row: object) -> CodecError:
@@ -238,7 +244,10 @@ def _not_a_row(row: object) -> CodecError:
         return CodecError(f"not a local snapshot: a {type(row).__name__}")
     if type(row[0]) is not int or row[0] != FORMAT:
         return CodecError(f"a local snapshot of format {_shown(row[0])}, this version reads {FORMAT}")
-    wrong = _wrong(dict(zip(_WAY, row, strict=False)), _WAY)
+    fields = dict(zip(_WAY, row, strict=False))
+    if fields.get("channels", {}) is None and not fields.get("in flight"):
+        fields["channels"] = {}  # All of them are empty.
+    wrong = _wrong(fields, _WAY)
     return CodecError("not a local snapshot: " + (f"something is wrong with its {wrong!r}" if wrong else "too long"))
 
 

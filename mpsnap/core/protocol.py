@@ -131,6 +131,30 @@ def empty_channel(first: int) -> ChannelState:
     return ChannelState(first, ())
 
 
+class EmptyChannels(Mapping[str, ChannelState]):
+    """Show inbound channels with nothing in flight on any of them; `received` says what was taken from each.
+
+    So it is at most cuts, at most nodes, and then nothing is made for each channel unless somebody looks at it.
+    """
+
+    __slots__ = ("received",)
+
+    def __init__(self, received: Mapping[str, int]) -> None:
+        self.received = received
+
+    def __getitem__(self, src: str) -> ChannelState:
+        return empty_channel(self.received[src] + 1)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.received)
+
+    def __len__(self) -> int:
+        return len(self.received)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
 class LocalSnapshot(NamedTuple):
     """Hold what one node contributes to a snapshot.
 
@@ -552,12 +576,11 @@ class SnapshotProtocol:
     def _report(self, snapshot_id: SnapshotId, recording: _Recording) -> tuple[Effect, ...]:
         del self._recordings[snapshot_id]
         self._finished.add(snapshot_id)
-        channels = {
-            src: ChannelState(received + 1, recording.payloads(src))
-            if src in recording.batches
-            else empty_channel(received + 1)
-            for src, received in recording.received.items()
-        }
+        channels: Mapping[str, ChannelState] = EmptyChannels(recording.received)
+        if recording.batches:
+            channels = dict(channels)
+            for src in recording.batches:
+                channels[src] = ChannelState(channels[src].first, recording.payloads(src))
         local = LocalSnapshot(self.node, snapshot_id, recording.captured, recording.sent, recording.received, channels)
         return (Report(local),)
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mpsnap.core.codec import Codec, thaw
 from mpsnap.core.errors import ConsistencyError, InvariantError
-from mpsnap.core.protocol import LocalSnapshot, SnapshotId
+from mpsnap.core.protocol import EmptyChannels, LocalSnapshot, SnapshotId
 from mpsnap.core.topology import Topology
 
 if TYPE_CHECKING:
@@ -272,6 +272,11 @@ class GlobalSnapshot:
         in_flight = 0
         for dst, part in self._locals.items():
             received = part.received
+            if isinstance(part.channels, EmptyChannels) and part.channels.received is received:
+                # All of them at once. What is received next is the first of none in flight, and so there is no gap.
+                if [sent[src][dst] for src in received] != [*received.values()]:
+                    raise self._first_inconsistent()
+                continue
             for src, (first, payloads) in part.channels.items():
                 taken, count = received[src], len(payloads)
                 # Both together also say that no more was received than sent: nothing has a negative length.
