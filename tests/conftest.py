@@ -26,7 +26,7 @@ import psutil
 import pytest
 from chromium import chromium
 from dashboard_browser import Visits, visiting
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -39,7 +39,7 @@ os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 T = TypeVar("T")
 
 # Tests never depend on speed: on a busy machine an example may take seconds, or ten of them a second to be made.
-settings.register_profile("patient")
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
 #: What the kernel and finalizers may take to clear away what a test has given up.

@@ -49,9 +49,9 @@ MUTATIONS = [
     ),
     Mutation(
         "which messages are next is proven too where nothing is in flight",
-        "snapshot.py",
-        "isinstance(part.channels, EmptyChannels) and part.channels.received is received:",
-        "isinstance(part.channels, EmptyChannels):",
+        "protocol.py",
+        "isinstance(self.channels, EmptyChannels) and self.channels.received is self.received",
+        "isinstance(self.channels, EmptyChannels)",
         "test_snapshot.py::test_that_all_channels_are_empty_is_not_taken_on_trust",
     ),
     Mutation(

@@ -169,6 +169,11 @@ class LocalSnapshot(NamedTuple):
     received: Mapping[str, int]
     channels: Mapping[str, ChannelState]
 
+    @property
+    def all_empty(self) -> bool:
+        """Whether it is told of all channels at once that nothing is in flight behind what was received."""
+        return isinstance(self.channels, EmptyChannels) and self.channels.received is self.received
+
 
 class SendMarkers(NamedTuple):
     """Effect: on each outbound channel, send a marker behind all messages sent there so far and before any other.

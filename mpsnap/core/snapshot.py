@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mpsnap.core.codec import Codec, thaw
 from mpsnap.core.errors import ConsistencyError, InvariantError
-from mpsnap.core.protocol import EmptyChannels, LocalSnapshot, SnapshotId
+from mpsnap.core.protocol import LocalSnapshot, SnapshotId
 from mpsnap.core.topology import Topology
 
 if TYPE_CHECKING:
@@ -272,7 +272,7 @@ class GlobalSnapshot:
         in_flight = 0
         for dst, part in self._locals.items():
             received = part.received
-            if isinstance(part.channels, EmptyChannels) and part.channels.received is received:
+            if part.all_empty:
                 # All of them at once. What is received next is the first of none in flight, and so there is no gap.
                 if [sent[src][dst] for src in received] != [*received.values()]:
                     raise self._first_inconsistent()
@@ -301,7 +301,8 @@ class GlobalSnapshot:
                     f"snapshot {self.id} holds the part of {local.node} in snapshot {local.snapshot_id}", where=node
                 )
             # Nearly always in the same order, and then no name is looked up.
-            if tuple(local.sent) != outbound or not tuple(local.received) == tuple(local.channels) == inbound:
+            states = inbound if local.all_empty else tuple(local.channels)
+            if tuple(local.sent) != outbound or not tuple(local.received) == states == inbound:
                 self._check_neighbours(local, inbound, outbound)
         for stranger in sorted(parts.keys() - neighbours.keys()):
             raise ConsistencyError(f"snapshot {self.id} holds a node that its topology does not", where=stranger)
