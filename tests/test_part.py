@@ -78,6 +78,14 @@ def test_a_part_with_nothing_in_flight_says_so_at_once(local: LocalSnapshot) -> 
     assert unpack_lasting(pack_lasting(again)) == quiet
 
 
+def test_channels_that_begin_elsewhere_come_back_as_they_were() -> None:
+    """Empty, but not behind what was received: no cut of anybody's, and `verify` has to see it."""
+    local = one_part()._replace(channels=EmptyChannels({"A": 7}))
+    again = unpack(pack(local))
+    assert again == local
+    assert not again.all_empty
+
+
 def test_messages_without_their_channels_are_refused() -> None:
     with pytest.raises(CodecError, match="something is wrong with its 'channels'"):
         unpack(raw(plain_part() | {"channels": None, "in flight": {"A": [1, 1]}}))

@@ -144,7 +144,7 @@ def pack(local: LocalSnapshot, *, apart: bool = False) -> bytes:
     firsts: dict[str, int] | None = None
     in_flight: dict[str, list[int]] = {}
     bodies: list[bytes | memoryview] = []
-    if not isinstance(local.channels, EmptyChannels):
+    if not local.all_empty:
         firsts = {}
         for src, (first, payloads) in local.channels.items():
             firsts[src] = first
