@@ -34,8 +34,9 @@ from mpsnap.core.protocol import Marker, SnapshotId
 
 #: What one turn reads from one channel, so that a busy one does not keep the others waiting.
 READ_BYTES = 64 * 1024
-#: What it reads after a turn that has read so much: not always, as Python makes room for all of it beforehand.
-WIDE_READ_BYTES = 256 * 1024
+#: What it reads after a turn that has read so much: not always, as Python makes room for all of it beforehand. From 128
+#: KiB on malloc maps new pages for it each time, and where messages are large that halves what a channel carries.
+WIDE_READ_BYTES = 120 * 1024
 
 #: What a message is taken to be at least. Of smaller ones the average changes
 #: with every batch, and with it all that goes by the size of messages would have to be reckoned anew.
