@@ -601,6 +601,66 @@ def on_a_terminal(tmp_path: Path, *arguments: str) -> tuple[str, str]:
     return shown.decode(), path.read_text()
 
 
+def test_a_run_whose_terminal_is_closed_ends_in_order(tmp_path: Path) -> None:
+    """Exit 130 and a whole document in the file, although nothing can be written to stderr any more."""
+    write(tmp_path / "app.py", EMITS.replace("endless = False", ""))
+    ours, theirs = pty.openpty()
+    arguments = ["run", "app.py:Emits", "--duration", "100", "--snapshot-every", "0.05", "--format", "json"]
+    with open(tmp_path / "stdout", "wb") as stdout:
+        started = subprocess.Popen(
+            [*COMMAND, *arguments],
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=theirs,
+            start_new_session=True,
+            env=ENVIRONMENT,
+        )
+    os.close(theirs)
+    with started:
+        try:
+            shown = b""
+            while b"Ctrl-C stops it" not in shown:
+                shown += os.read(ours, 65536)
+            os.killpg(started.pid, signal.SIGHUP)
+            os.close(ours)
+            assert started.wait(timeout=30) == 130
+        finally:
+            end(started)
+    leaves_nothing(started.pid)
+    document = json.loads((tmp_path / "stdout").read_text())
+    assert document["error"] is None
+    assert [output["record"] for output in document["outputs"]].count("the end") == 2
+
+
+def test_a_run_that_is_to_outlive_its_terminal_does(tmp_path: Path) -> None:
+    """As `nohup` starts it: the signal is ignored by whoever begins it, and by all of it."""
+    write(tmp_path / "app.py", EMITS.replace("endless = False", ""))
+    err = tmp_path / "err"
+    arguments = ["run", "app.py:Emits", "--duration", "100", "--snapshot-every", "0.05", "--format", "json"]
+    with open(err, "w") as stderr:
+        started = subprocess.Popen(
+            ["nohup", *COMMAND, *arguments],
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            start_new_session=True,
+            env=ENVIRONMENT,
+        )
+    with started:
+        try:
+            wait_until(lambda: "Ctrl-C stops it" in err.read_text(), "the start", 60)
+            os.killpg(started.pid, signal.SIGHUP)
+            os.killpg(started.pid, signal.SIGINT)
+            stdout, _ = started.communicate(timeout=30)
+        finally:
+            end(started)
+    assert started.returncode == 130
+    assert json.loads(stdout)["error"] is None
+
+
 def test_a_bar_moves_on_a_terminal_and_nowhere_else(tmp_path: Path) -> None:
     counted = ("run", *QUICK, "--snapshots", "30", "--snapshot-every", "0.02", "--format", "json")
     shown, stdout = on_a_terminal(tmp_path, *counted)
@@ -618,7 +678,7 @@ def test_a_bar_moves_on_a_terminal_and_nowhere_else(tmp_path: Path) -> None:
     assert "\r" not in mpsnap(*timed, cwd=tmp_path).stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("to_all", [True, False])
 def test_a_signal_ends_the_run_in_order(tmp_path: Path, number: signal.Signals, to_all: bool) -> None:
     """Exit 130 and a whole document; that it ended is no error, nor that a SIGTERM to all ends the nodes too."""

@@ -72,6 +72,15 @@ with DirectoryStore({str(path)!r}) as store:
         assert store.begin() == 0
 
 
+@pytest.mark.parametrize("opens", [DirectoryStore, DirectoryReader])
+def test_no_path_is_no_store(opens: Callable[[str], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be the folder that somebody happens to be in."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="the path of a store is empty"):
+        opens("")
+    assert os.listdir(tmp_path) == []
+
+
 def test_one_process_opens_it_once(store: DirectoryStore, path: Path) -> None:
     """Which no lock would see to; and the second attempt must not give the first one's lock away."""
     with pytest.raises(InputError, match=rf"in use by this process \({os.getpid()}\)"):

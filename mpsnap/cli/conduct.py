@@ -7,6 +7,7 @@ audience; it must not print.
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -100,6 +101,9 @@ class Conductor:
         self._begun = 0
         self._due = 0.0
         self._signals = 0
+        #: Those of stdout and stderr that are a terminal, and what takes their place when it is closed.
+        self._terminals: list[int] = []
+        self._nowhere = -1
         self._stopping = False
         #: Whether somebody has asked for an orderly end.
         self._asked_to_stop = False
@@ -118,10 +122,15 @@ class Conductor:
 
     def run(self) -> None:
         """Start the cluster, see the plan through, and return when no process is left."""
-        signals = (signal.SIGINT, signal.SIGTERM)
+        # A terminal that is closed asks for the end too, unless nohup has said that it is not to.
+        hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+        signals = (signal.SIGINT, signal.SIGTERM, *hangup)
+        self._terminals = [fd for fd in (1, 2) if os.isatty(fd)]
+        self._nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         before = {number: signal.signal(number, self._on_signal) for number in signals}
         try:
             # Nodes inherit the mask: a Ctrl-C while they are still importing must not kill them with a traceback each.
+            # So does multiprocessing's fork server, which would not survive the closing of a terminal.
             signal.pthread_sigmask(signal.SIG_BLOCK, signals)
             try:
                 self._supervisor.start()
@@ -139,6 +148,7 @@ class Conductor:
             self._supervisor.close()
             for number, handler in before.items():
                 signal.signal(number, handler)
+            os.close(self._nowhere)
 
     def stop(self) -> None:
         """Bring the run to an orderly end, soon."""
@@ -148,6 +158,10 @@ class Conductor:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # Only a count and a ring: the loop does the work, between two of its own steps.
         self._signals += 1
+        if number == signal.SIGHUP:
+            # Whatever is written there fails from now on, and would be told in the place of how the run has ended.
+            for fd in self._terminals:
+                os.dup2(self._nowhere, fd)
         self._supervisor.ring()
 
     # ------------------------------------------------------------------ the loop

@@ -45,7 +45,7 @@ exit status:
   1    a cut or an invariant violated
   2    bad usage or input, nothing was started
   3    undecided: a snapshot did not complete, or a node failed
-  130  stopped by Ctrl-C or SIGTERM
+  130  stopped by Ctrl-C, SIGTERM or a closed terminal
 
 example:
   python -m mpsnap run --topology ring:5 --snapshots 3 --initiator N2

@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 import tempfile
 import threading
@@ -149,7 +150,13 @@ def _check_descriptors(topology: Topology) -> None:
 
 def _check_semaphores(context: BaseContext) -> None:
     try:
-        context.Lock()
+        # The first one starts multiprocessing's resource tracker, which is deaf to Ctrl-C and inherits this mask: or a
+        # terminal that is closed would kill it, and the next one complains of each semaphore that it never knew.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+        try:
+            context.Lock()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     except OSError as error:
         raise PreflightError(
             f"no semaphores here: {error}", hint="mounting /dev/shm, which some containers lack"

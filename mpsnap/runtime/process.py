@@ -107,12 +107,13 @@ class NodeSpec:
 
 def node_main(spec: NodeSpec, release: Callable[[], None] | None) -> NoReturn:
     """Be a node; never returns. `release` closes what a fork inherited and must not hold."""
-    # Ctrl-C reaches every process of the terminal; only the supervisor answers it, and asks the nodes to stop.
+    # Ctrl-C and the end of a terminal reach every process of it; only the supervisor answers, and asks nodes to stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # A forked node has the parent's wakeup descriptor: a signal here would ring there.
     signal.set_wakeup_fd(-1)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
     lifeline.tie(spec.life.fileno())
     spec.life.close()
     if release is not None:

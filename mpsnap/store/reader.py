@@ -69,6 +69,9 @@ class DirectoryReader(SnapshotReader):
     """
 
     def __init__(self, path: str | os.PathLike[str], disk: Disk | None = None) -> None:
+        if not os.fspath(path):
+            # Which would be the folder that somebody happens to be in.
+            raise InputError("the path of a store is empty", hint="the name of a directory")
         # Without a slash at its end, which would have the last part followed.
         self.path = os.path.abspath(os.fspath(path))
         self._disk = disk or Disk()
