@@ -571,21 +571,30 @@ def test_what_the_terminal_has_no_character_for_is_shown_escaped(tmp_path: Path)
     assert r"{'params': {'a': '\xe4\x1b[2J'}, 'tokens': 10}" in done.stdout
 
 
+#: A run of the app that has no end of its own.
+ENDLESS = ("run", "app.py:Emits", "--duration", "100", "--snapshot-every", "0.05", "--format", "json")
+
+
+def begun(tmp_path: Path, *command: str, stdout: Any, stderr: Any) -> subprocess.Popen[bytes]:
+    """Start a command in a session of its own, with no input."""
+    return subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        stdout=stdout,
+        stderr=stderr,
+        start_new_session=True,
+        env=ENVIRONMENT,
+    )
+
+
 def on_a_terminal(tmp_path: Path, *arguments: str) -> tuple[str, str]:
     """Run with stderr on a terminal and stdout in a file; return what either got."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     path = tmp_path / "stdout"
     with open(path, "wb") as stdout:
-        started = subprocess.Popen(
-            [*COMMAND, *arguments],
-            cwd=tmp_path,
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=theirs,
-            start_new_session=True,
-            env=ENVIRONMENT,
-        )
+        started = begun(tmp_path, *COMMAND, *arguments, stdout=stdout, stderr=theirs)
     os.close(theirs)
     shown = b""
     try:
@@ -605,17 +614,8 @@ def test_a_run_whose_terminal_is_closed_ends_in_order(tmp_path: Path) -> None:
     """Exit 130 and a whole document in the file, although nothing can be written to stderr any more."""
     write(tmp_path / "app.py", EMITS.replace("endless = False", ""))
     ours, theirs = pty.openpty()
-    arguments = ["run", "app.py:Emits", "--duration", "100", "--snapshot-every", "0.05", "--format", "json"]
     with open(tmp_path / "stdout", "wb") as stdout:
-        started = subprocess.Popen(
-            [*COMMAND, *arguments],
-            cwd=tmp_path,
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=theirs,
-            start_new_session=True,
-            env=ENVIRONMENT,
-        )
+        started = begun(tmp_path, *COMMAND, *ENDLESS, stdout=stdout, stderr=theirs)
     os.close(theirs)
     with started:
         try:
@@ -637,18 +637,8 @@ def test_a_run_that_is_to_outlive_its_terminal_does(tmp_path: Path) -> None:
     """As `nohup` starts it: the signal is ignored by whoever begins it, and by all of it."""
     write(tmp_path / "app.py", EMITS.replace("endless = False", ""))
     err = tmp_path / "err"
-    arguments = ["run", "app.py:Emits", "--duration", "100", "--snapshot-every", "0.05", "--format", "json"]
     with open(err, "w") as stderr:
-        started = subprocess.Popen(
-            ["nohup", *COMMAND, *arguments],
-            cwd=tmp_path,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            start_new_session=True,
-            env=ENVIRONMENT,
-        )
+        started = begun(tmp_path, "nohup", *COMMAND, *ENDLESS, stdout=subprocess.PIPE, stderr=stderr)
     with started:
         try:
             wait_until(lambda: "Ctrl-C stops it" in err.read_text(), "the start", 60)
@@ -685,15 +675,7 @@ def test_a_signal_ends_the_run_in_order(tmp_path: Path, number: signal.Signals, 
     write(tmp_path / "app.py", EMITS.replace("endless = False", ""))
     err = tmp_path / "err"
     with open(err, "w") as stderr:
-        started = subprocess.Popen(
-            [*COMMAND, "run", "app.py:Emits", "--duration", "100", "--snapshot-every", "0.05", "--format", "json"],
-            cwd=tmp_path,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            start_new_session=True,
-            env=ENVIRONMENT,
-        )
+        started = begun(tmp_path, *COMMAND, *ENDLESS, stdout=subprocess.PIPE, stderr=stderr)
     with started:
         try:
             wait_until(lambda: "Ctrl-C stops it" in err.read_text(), "the start", 60)
