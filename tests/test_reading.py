@@ -295,7 +295,7 @@ def test_the_document_of_a_difference(command: Command, ring: Path, rich_store: 
     [
         (["list", "none"], ["none: there is no such directory"]),
         (["list", "."], ["this directory is not a store of snapshots", "mpsnap-store-1"]),
-        (["list", ""], ["not a store"]),
+        (["list", ""], ["the path of a store is empty"]),
         (["list", "a\0b"], ["no path of a store"]),
         (["list", "kept/LOCK"], ["a store is a directory"]),
         (["list", "link"], ["no symbolic link"]),
