@@ -634,20 +634,20 @@ def test_a_run_whose_terminal_is_closed_ends_in_order(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_to_outlive_its_terminal_does(tmp_path: Path) -> None:
-    """As `nohup` starts it: the signal is ignored by whoever begins it, and by all of it."""
+    """As `nohup` starts it: the signal is ignored by whoever begins it and by all of it, and the run takes its time."""
     write(tmp_path / "app.py", EMITS.replace("endless = False", ""))
     err = tmp_path / "err"
+    arguments = ["3" if argument == "100" else argument for argument in ENDLESS]
     with open(err, "w") as stderr:
-        started = begun(tmp_path, "nohup", *COMMAND, *ENDLESS, stdout=subprocess.PIPE, stderr=stderr)
+        started = begun(tmp_path, "nohup", *COMMAND, *arguments, stdout=subprocess.PIPE, stderr=stderr)
     with started:
         try:
             wait_until(lambda: "Ctrl-C stops it" in err.read_text(), "the start", 60)
             os.killpg(started.pid, signal.SIGHUP)
-            os.killpg(started.pid, signal.SIGINT)
             stdout, _ = started.communicate(timeout=30)
         finally:
             end(started)
-    assert started.returncode == 130
+    assert started.returncode == 0
     assert json.loads(stdout)["error"] is None
 
 

@@ -202,8 +202,8 @@ MUTATIONS = [
     Mutation(
         "what stands in an outbox is sent",
         "protocol.py",
-        "        return {dst: outbox.collected + len(outbox.payloads) for",
-        "        return {dst: outbox.collected for",
+        "        return self._collected + len(self.payloads)\n",
+        "        return self._collected\n",
         "test_protocol.py::test_what_stands_in_an_outbox_is_sent",
     ),
     Mutation(

@@ -101,9 +101,8 @@ class Conductor:
         self._begun = 0
         self._due = 0.0
         self._signals = 0
-        #: Those of stdout and stderr that are a terminal, and what takes their place when it is closed.
-        self._terminals: list[int] = []
-        self._nowhere = -1
+        #: Those of stdout and stderr that are a terminal.
+        self._terminals = [fd for fd in (1, 2) if os.isatty(fd)]
         self._stopping = False
         #: Whether somebody has asked for an orderly end.
         self._asked_to_stop = False
@@ -125,8 +124,6 @@ class Conductor:
         # A terminal that is closed asks for the end too, unless nohup has said that it is not to.
         hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
         signals = (signal.SIGINT, signal.SIGTERM, *hangup)
-        self._terminals = [fd for fd in (1, 2) if os.isatty(fd)]
-        self._nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
         before = {number: signal.signal(number, self._on_signal) for number in signals}
         try:
             # Nodes inherit the mask: a Ctrl-C while they are still importing must not kill them with a traceback each.
@@ -148,7 +145,6 @@ class Conductor:
             self._supervisor.close()
             for number, handler in before.items():
                 signal.signal(number, handler)
-            os.close(self._nowhere)
 
     def stop(self) -> None:
         """Bring the run to an orderly end, soon."""
@@ -161,7 +157,7 @@ class Conductor:
         if number == signal.SIGHUP:
             # Whatever is written there fails from now on, and would be told in the place of how the run has ended.
             for fd in self._terminals:
-                os.dup2(self._nowhere, fd)
+                os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
         self._supervisor.ring()
 
     # ------------------------------------------------------------------ the loop

@@ -201,7 +201,7 @@ class Outbox:
     would cost a tenth of what sending costs.
     """
 
-    __slots__ = ("collected", "dst", "limit", "payloads")
+    __slots__ = ("_collected", "dst", "limit", "payloads")
 
     def __init__(self, dst: str, collected: int) -> None:
         self.dst = dst
@@ -209,25 +209,24 @@ class Outbox:
         self.payloads: list[object] = []
         #: How many may stand here before the driver is told; the driver's to set.
         self.limit = 1
-        #: How many were collected so far.
-        self.collected = collected
+        self._collected = collected
 
     @property
     def sent(self) -> int:
         """How many messages were sent so far."""
-        return self.collected + len(self.payloads)
+        return self._collected + len(self.payloads)
 
     def collect(self) -> tuple[int, list[object]]:
         """Hand all that stands here to the driver: the number of the first message, and the payloads."""
-        first, payloads = self.collected + 1, self.payloads
-        self.collected += len(payloads)
+        first, payloads = self._collected + 1, self.payloads
+        self._collected += len(payloads)
         self.payloads = []
         return first, payloads
 
     def collect_one(self) -> tuple[int, object]:
         """Hand the one message that stands here to the driver: its number, and the payload."""
-        self.collected += 1
-        return self.collected, self.payloads.pop()
+        self._collected += 1
+        return self._collected, self.payloads.pop()
 
 
 class _Inbox:
@@ -341,17 +340,19 @@ class FinishedIds:
         #: Per series, places of finished ids above the mark.
         self._above: dict[tuple[int, str, int], set[int]] = {}
 
-    # The place of an id in its series counts from 1: the n of a series are 1, 3, 5... or 2, 4, 6...
+    @staticmethod
+    def _place(snapshot_id: SnapshotId) -> tuple[tuple[int, str, int], int]:
+        """Return the series and the place in it, from 1: the n of a series are 1, 3, 5... or 2, 4, 6..."""
+        incarnation, initiator, n = snapshot_id
+        return (incarnation, initiator, n % 2), (n + 1) // 2
 
     def __contains__(self, snapshot_id: SnapshotId) -> bool:
-        incarnation, initiator, n = snapshot_id
-        series, place = (incarnation, initiator, n % 2), (n + 1) // 2
+        series, place = self._place(snapshot_id)
         return place <= self._mark.get(series, 0) or place in self._above.get(series, ())
 
     def add(self, snapshot_id: SnapshotId) -> None:
         """Remember one; right also for one that is known."""
-        incarnation, initiator, n = snapshot_id
-        series, place = (incarnation, initiator, n % 2), (n + 1) // 2
+        series, place = self._place(snapshot_id)
         mark = self._mark.get(series, 0)
         if place > mark + 1:
             self._above.setdefault(series, set()).add(place)
@@ -590,8 +591,7 @@ class SnapshotProtocol:
         return (Report(local),)
 
     def _all_sent(self) -> dict[str, int]:
-        # `Outbox.sent` written out: all channels of a node at once, in front of every marker.
-        return {dst: outbox.collected + len(outbox.payloads) for dst, outbox in self.outboxes.items()}
+        return {dst: outbox.sent for dst, outbox in self.outboxes.items()}
 
     def _all_received(self) -> dict[str, int]:
         received = dict(self._seen)

@@ -130,10 +130,8 @@ class Topology:
         Raises:
             TopologyError: There is no such node.
         """
-        others = self._backward().get(node)
-        if others is None:
-            self._check_known(node)
-        return others or ()
+        self._check_known(node)
+        return self._backward().get(node, ())
 
     def outbound(self, node: str) -> tuple[str, ...]:
         """Return the names of the nodes to which this one has a channel, sorted.
@@ -141,10 +139,8 @@ class Topology:
         Raises:
             TopologyError: There is no such node.
         """
-        others = self._outbound.get(node)
-        if others is None:
-            self._check_known(node)
-        return others or ()
+        self._check_known(node)
+        return self._outbound.get(node, ())
 
     @property
     def neighbours(self) -> Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]:

@@ -150,16 +150,9 @@ class QueueSender(Sender):
     def send_marker(self, snapshot_id: SnapshotId, sent: int) -> bool:
         body = _id_bytes(snapshot_id)
         frame = _HEADER.pack(len(body), _MARKER, sent, 0) + body
-        if not self._backlog:
-            # `_try` written out: so few bytes a pipe takes at once or not at all (PIPE_BUF).
-            try:
-                os.write(self._fd, frame)
-            except BlockingIOError:
-                pass
-            except BrokenPipeError:
-                raise _reader_is_gone() from None
-            else:
-                return True
+        # So few bytes a pipe takes at once or not at all (PIPE_BUF).
+        if not self._backlog and self._try(frame):
+            return True
         self._backlog.append(memoryview(frame))
         return False
 
@@ -205,11 +198,7 @@ class QueueSender(Sender):
         except BlockingIOError:
             return 0
         except BrokenPipeError:
-            raise _reader_is_gone() from None
-
-
-def _reader_is_gone() -> ClusterError:
-    return ClusterError("the reader of a channel is gone")
+            raise ClusterError("the reader of a channel is gone") from None
 
 
 class QueueReceiver(Receiver):

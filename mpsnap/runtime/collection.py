@@ -81,17 +81,7 @@ class Collection:
 
     def progress(self, nodes: Iterable[str]) -> dict[str, Progress]:
         """Return how far each of these nodes is, as far as it is known."""
-        began, all_times = self.began, self._times
-        found: dict[str, Progress] = {}
-        for node in nodes:
-            times = all_times.get(node)
-            if times:
-                # Written out: when it is complete this is so for all of them, and somebody waits for it.
-                recorded, closed = times[0] - began, times[1] - began
-                found[node] = Progress(recorded if recorded > 0 else 0.0, closed if closed > 0 else 0.0, ())
-            else:
-                found[node] = self._progress_of(node)
-        return found
+        return {node: self._progress_of(node) for node in nodes}
 
     def status(self, topology: Topology, now: float) -> dict[str, Any]:
         """Return how far it is as plain data; see `Supervisor.status`."""
@@ -105,7 +95,8 @@ class Collection:
 
     def _progress_of(self, node: str) -> Progress:
         if node in self._times:
-            return Progress(None, None, ())  # It has told no times.
+            recorded, closed = self._times[node] or (None, None)
+            return Progress(self._since(recorded), self._since(closed), ())
         told, awaited = self._inspected.get(node, (None, None))
         return Progress(self._since(told), None, self.answers.get(node, awaited))
 

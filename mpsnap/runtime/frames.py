@@ -51,14 +51,6 @@ class FrameWriter:
     def post(self, note: Note) -> None:
         """Append one note and write what the pipe takes now."""
         data = self._pack(note)
-        if len(data) <= _BODY_BYTES and not self.backlog:
-            # Nearly always; the same as below, on a shorter way.
-            frame = _HEADER.pack(len(data), 0, 1) + data
-            try:
-                os.write(self.fd, frame)
-            except BlockingIOError:
-                self.backlog.append(frame)
-            return
         parts = -(-len(data) // _BODY_BYTES)
         for k in range(parts):
             body = data[k * _BODY_BYTES : (k + 1) * _BODY_BYTES]

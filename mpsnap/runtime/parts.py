@@ -70,12 +70,10 @@ class Parts:
             OSError: A file could not be filled.
             StoreError: The same, in the store.
         """
+        keeps = self._place is not None and local.snapshot_id not in self._passing
+        self._passing.discard(local.snapshot_id)
         captured = local.captured
         assert isinstance(captured, Captured)
-        keeps = self._place is not None
-        if keeps and local.snapshot_id in self._passing:
-            self._passing.remove(local.snapshot_id)
-            keeps = False
         if not keeps and isinstance(captured.state, bytes) and len(captured.state) <= STAGING_BYTES:
             # Nearly always, and then a node of many snapshots a second has nothing to undo.
             return HandedOver(self.staging.put_if_large(pack(local)), None, None, None)
@@ -139,8 +137,6 @@ def take_over(handed_over: tuple[Any, ...], pid: int, release: Callable[[int], N
         CodecError: A file does not hold what it should.
     """
     rest, ticket, state, part = handed_over
-    if isinstance(rest, bytes) and ticket is None and state is None and part is None:
-        return TakenOver(rest, None, (None, None))  # Nearly always, and one after another when a cut is complete.
     opened = None if ticket is None else _take(ticket, pid, release)
     packed = rest if isinstance(rest, bytes) else _take(rest, pid, release)
     data = packed if isinstance(packed, bytes) else packed.read()

@@ -575,10 +575,12 @@ class NodeProcess(Driver):
 class _Stumbling(NodeProcess):
     """Meet the moments that a snapshot goes through, for a node that is to come to harm; no other looks for them."""
 
-    def send_markers(self, snapshot_id: SnapshotId, sent: Mapping[str, int]) -> None:
-        for dst, count in sent.items():
-            super().send_markers(snapshot_id, {dst: count})
-            fail_at("mid_markers")
+    # One after another, as for a driver that cannot send them at once.
+    send_markers = Driver.send_markers
+
+    def send_marker(self, dst: str, marker: Marker) -> None:
+        super().send_marker(dst, marker)
+        fail_at("mid_markers")
 
     def fix(self, snapshot_id: SnapshotId | None, encode: Encode) -> bytes | UnfinishedState:
         if snapshot_id is None:

@@ -641,6 +641,7 @@ class Machine:
 
     def keep_report(self, local: LocalSnapshot) -> int:
         """Return the rank of a local snapshot among all; equal ones have one."""
+        # Plain data, in whichever way the channels are told.
         exact = EXACT.encode(local._replace(channels=dict(local.channels)))
         rank = self._report_of.setdefault(exact, len(self.reports))
         if rank == len(self.reports):
