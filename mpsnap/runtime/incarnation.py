@@ -29,7 +29,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
-from multiprocessing.context import BaseContext
+from multiprocessing.context import BaseContext, ForkServerProcess
 from multiprocessing.process import BaseProcess
 from multiprocessing.queues import Queue
 from typing import Any, NamedTuple
@@ -59,6 +59,7 @@ class Endpoints(NamedTuple):
     process: BaseProcess
     #: By them multiprocessing would notice the end of the process, and the process that of this one.
     sentinels: tuple[int, ...]
+    #: Readable when the process has ended.
     pidfd: int
     pid: int
     control: FrameWriter
@@ -201,8 +202,7 @@ class Incarnation:
         except OSError as error:
             raise ClusterError(f"{node} could not be started: {error}", where=node) from error
         assert process.pid is not None
-        # At once: the pid is surely this node's now, and its pidfd stays so whatever happens to the number.
-        pidfd = os.pidfd_open(process.pid)
+        pidfd = _open_pidfd(process)
         # It does so itself too, but only when it has imported what it needs.
         lifeline.tie_child(self._life[node][0].fileno(), process.pid, pidfd)
         control = FrameWriter(self._control[node][1].fileno())
@@ -238,8 +238,11 @@ class Incarnation:
 
     def signal(self, node: str, number: int) -> None:
         """Send a signal to one node; nothing happens if it is dead."""
+        pidfd = self.nodes[node].pidfd
+        if _ended(pidfd):
+            return
         with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.nodes[node].pidfd, number)
+            signal.pidfd_send_signal(pidfd, number)
 
     def alive(self) -> list[str]:
         """Return the nodes whose process has not ended."""
@@ -369,6 +372,25 @@ def _children() -> set[BaseProcess]:
 def _sentinels(process: BaseProcess) -> tuple[int, ...]:
     """Return both of the descriptors that multiprocessing keeps for a process; only one has a public name."""
     return tuple(process._popen.finalizer._args)  # type: ignore[attr-defined]
+
+
+def _open_pidfd(process: BaseProcess) -> int:
+    """Return what becomes readable when a process that was just started has ended, and stays so.
+
+    That is its pidfd, unless it is dead already and somebody, such as its forkserver, has reaped it: then its number is
+    nobody's or another's, and a copy of its sentinel stands in.
+    """
+    assert process.pid is not None
+    try:
+        pidfd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return os.dup(process.sentinel)
+    # Only a forkserver's sentinel tells the end of the process and nothing else; and only there is it not our child,
+    # whose number stays its own until we reap it.
+    if isinstance(process, ForkServerProcess) and _ended(process.sentinel):
+        os.close(pidfd)
+        return os.dup(process.sentinel)
+    return pidfd
 
 
 def _ended(pidfd: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -197,6 +198,37 @@ def test_a_death_in_the_import_of_the_app_is_told(tmp_path: Path, method: str, e
     assert words in caught.value.what
     if "kill" not in end and "exit" not in end:
         assert f"{file}:2" in str(caught.value)
+
+
+@pytest.mark.parametrize("reused", [False, True], ids=["number free", "number given to another"])
+def test_a_node_that_its_forkserver_has_reaped_before_it_is_looked_at_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reused: bool
+) -> None:
+    """Its last words are in its queue; whose number it had before is left alone."""
+    another = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    open_now = os.pidfd_open
+
+    def open_late(pid: int) -> int:
+        with contextlib.suppress(ProcessLookupError):
+            while True:
+                os.close(open_now(pid))
+                os.sched_yield()
+        return open_now(another.pid if reused else pid)
+
+    file = tmp_path / "app_reaped_early.py"
+    file.write_text(
+        "import multiprocessing, mpsnap\n"
+        "if multiprocessing.parent_process() is not None: import no_such_module\n"
+        "class Brittle(mpsnap.Node): pass\n"
+    )
+    with _forgetting(file.stem):
+        cluster = Cluster("ring:2", f"{file}:Brittle", start_method="forkserver")
+        monkeypatch.setattr(os, "pidfd_open", open_late)
+        with pytest.raises(NodeError, match="no_such_module") as caught:
+            cluster.start()
+    assert caught.value.phase == "importing"
+    another.communicate(b"\n")
+    assert another.returncode == 0
 
 
 @contextlib.contextmanager
