@@ -16,8 +16,6 @@ from mpsnap.runtime.commits import Commits
 from mpsnap.runtime.deadlines import Deadlines
 from mpsnap.runtime.snapshots import Snapshots
 
-NO_RECEIPTS = (None, None)
-
 
 class Desk:
     """Collect one snapshot of a triangle, and keep what is told of it."""
@@ -40,7 +38,7 @@ class Desk:
     def take(self, packed: Mapping[str, bytes], apart: Mapping[str, Elsewhere] | None = None) -> None:
         """Let parts come in, with those states that came apart."""
         for node, data in packed.items():
-            self.snapshots.report(node, str(S), data, (apart or {}).get(node), NO_RECEIPTS, ())
+            self.snapshots.report(node, S, (), data, (apart or {}).get(node))
 
     def error(self) -> MpsnapError:
         """Return why the snapshot was given up."""
@@ -99,6 +97,6 @@ def test_what_comes_after_the_end_is_closed_and_not_looked_at() -> None:
     desk = Desk()
     desk.take(packed_parts())
     late = Elsewhere(b"")
-    desk.snapshots.report("A", str(S), b"no part", late, NO_RECEIPTS, ())
+    desk.snapshots.report("A", S, (), b"no part", late)
     assert late.asked == ["close"]
     assert len([event for event in desk.told if isinstance(event, SnapshotCompleted)]) == 1

@@ -35,6 +35,8 @@ def handed_over(of: Parts, local: LocalSnapshot) -> HandedOver:
     """Return what a node tells, once the supervisor has opened what has no name."""
     nobody: Any = None  # is asked, where no child has made a state
     told = of.hand_over(local, nobody)
+    if isinstance(told, bytes):
+        return HandedOver(told, None, None, None)
     for where in (told.rest, told.ticket):
         if isinstance(where, tuple):
             of.staging.release(where[0])

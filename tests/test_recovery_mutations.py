@@ -90,7 +90,7 @@ MUTATIONS = [
         "runtime/recovering.py",
         "        self._last = None\n        self._snapshots.lose_all(",
         "        self._snapshots.lose_all(",
-        f"{RECOVERY}[after-halt-fork]",
+        f"{RECOVERY}[last-record-fork]",
     ),
     Mutation(
         "a cut without a number is known before it is abandoned",

@@ -78,10 +78,8 @@ class SnapshotId(NamedTuple):
     def __str__(self) -> str:
         return f"{self.incarnation}-{self.initiator}-{self.n}"
 
-    # Whoever collects meets the same id in every node's report.
-    @staticmethod
-    @lru_cache(maxsize=256)
-    def parse(text: str) -> SnapshotId:
+    @classmethod
+    def parse(cls, text: str) -> SnapshotId:
         """Read the text form `i-NAME-n` back; ValueError if it is none.
 
         >>> SnapshotId.parse("0-web-1-7")
@@ -91,7 +89,7 @@ class SnapshotId(NamedTuple):
         match = _ID_TEXT.fullmatch(text)
         if match is None:
             raise ValueError(f"not a snapshot id: {text!r}")
-        return SnapshotId(int(match[1]), match[2], int(match[3]))
+        return cls(int(match[1]), match[2], int(match[3]))
 
     @classmethod
     def triggered(cls, incarnation: int, initiator: str, count: int) -> SnapshotId:

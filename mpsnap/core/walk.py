@@ -116,6 +116,9 @@ def survey(value: object, classes: Classes) -> Set[type] | None:
 
     Level by level and, within a level, kind by kind, so that nearly all the work on big containers happens in C.
     """
+    if type(value) is dict and LEAVES.issuperset(map(type, value)) and LEAVES.issuperset(map(type, value.values())):
+        # So most states are, and no function is called for it.
+        return _NO_KINDS
     if _is_simple(value, classes, None):
         return _NO_KINDS
     kinds = {type(value)}

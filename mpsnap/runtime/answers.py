@@ -6,7 +6,6 @@ when it recorded. It must not know who asks, and nothing of a cut rests on it.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from mpsnap.core.blame import blame
@@ -30,32 +29,17 @@ class Answers:
         self._core = core
         self._tell = tell
         #: When the node recorded, and when it had seen all markers, on the clock of all processes; by snapshot, as long
-        #: as the part is not reported.
-        self._times: dict[SnapshotId, list[float]] = {}
+        #: as the part is not reported. The driver's to write.
+        self.times: dict[SnapshotId, list[float]] = {}
         self.on_note: dict[object, Callable[..., None]] = {
             "state": self.state,
             "inspect": self.inspect,
             "finish": core.finish,
         }
 
-    def recorded(self, snapshot_id: SnapshotId) -> None:
-        """Note that the node records now."""
-        self._times[snapshot_id] = [time.monotonic()]
-
-    def closed(self, snapshot_id: SnapshotId) -> None:
-        """Note that all channels of it are closed now, and that it is not reported yet."""
-        self._times[snapshot_id].append(time.monotonic())
-
-    def reported(self, snapshot_id: SnapshotId) -> list[float]:
-        """Return when it was recorded and when closed, which is now unless that was noted; and forget it."""
-        times = self._times.pop(snapshot_id)
-        if len(times) == 1:
-            times.append(time.monotonic())
-        return times
-
     def forget(self, snapshot_id: SnapshotId) -> None:
         """Forget one that is given up; right for one never heard of."""
-        self._times.pop(snapshot_id, None)
+        self.times.pop(snapshot_id, None)
 
     def state(self, ticket: int) -> None:
         """Tell the local state as it is now."""
@@ -74,5 +58,5 @@ class Answers:
         """Tell when each open snapshot was recorded here, and which sources' markers it still awaits."""
         awaited = self._core.protocol.open_channels()
         # One that is closed and not reported waits for its state to be encoded, and for no marker.
-        told = {str(each): (times[0], awaited.get(each, ())) for each, times in self._times.items()}
+        told = [(each, times[0], awaited.get(each, ())) for each, times in self.times.items()]
         self._tell("inspected", told)

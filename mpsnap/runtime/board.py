@@ -11,15 +11,24 @@ import ctypes
 import time
 from collections.abc import Sequence
 from multiprocessing.context import BaseContext
-from typing import Any
+from typing import Any, NamedTuple
 
 from mpsnap.core.node import PHASES
 from mpsnap.core.topology import Channel, Topology
 
-_PHASE_NUMBER = {phase: number for number, phase in enumerate(PHASES)}
+#: What stands in the slot of a node's phase.
+PHASE_NUMBER = {phase: number for number, phase in enumerate(PHASES)}
 
 #: Per node: phase, turn, busy.
 _NODE_WORDS = 3
+
+
+class NodeSlots(NamedTuple):
+    """Say where a node writes its phase, when its turn has begun and how long hooks have run, both in nanoseconds."""
+
+    phase: int
+    turn: int
+    busy: int
 
 
 class Board:
@@ -91,9 +100,10 @@ class Board:
         taken = sum(self._words[self._taken :])
         return sum(self._words[self._sent : self._taken]), taken
 
-    def node_view(self, node: str) -> NodeView:
-        """Return the slots that the process of `node` writes."""
-        return NodeView(self._words, _NODE_WORDS * self._nodes[node])
+    def node_slots(self, node: str) -> NodeSlots:
+        """Return the indices, in `words`, of what the process of `node` writes."""
+        first = _NODE_WORDS * self._nodes[node]
+        return NodeSlots(first, first + 1, first + 2)
 
     def sent_slot(self, channel: Channel) -> int:
         """Return the index, in `words`, of what the channel's sender writes."""
@@ -107,25 +117,6 @@ class Board:
     def words(self) -> memoryview:
         """The memory itself, for the node's loop."""
         return self._words
-
-
-class NodeView:
-    """Write one node's phase and the time of its turns."""
-
-    __slots__ = ("_at", "_words")
-
-    def __init__(self, words: memoryview, at: int) -> None:
-        self._words = words
-        self._at = at
-
-    def phase(self, phase: str) -> None:
-        """Note what the node does from now on."""
-        self._words[self._at] = _PHASE_NUMBER[phase]
-
-    def turn(self, now: float, busy: float) -> None:
-        """Note that a turn begins, and how many seconds hooks have run so far."""
-        self._words[self._at + 1] = int(now * 1e9)
-        self._words[self._at + 2] = int(busy * 1e9)
 
 
 def in_phase(phase: str) -> str:

@@ -26,7 +26,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from multiprocessing.queues import Queue
-from typing import Any
+from typing import Any, TypeVar
 
 from mpsnap.core.batch import PackedBatch, pack
 from mpsnap.core.errors import ClusterError, ProtocolError
@@ -48,7 +48,12 @@ _LARGE_BYTES, _WIDE_BYTES = 16 * 1024, 1 << 20
 #: Bytes that follow, kind, number of the first message or count of the marker, how many messages.
 _HEADER = struct.Struct("!QBQI")
 _HEADER_BYTES = _HEADER.size
+_SMALL_BYTES = 128
 _BATCH, _MARKER = range(2)
+#: A marker's body: incarnation and `n` of its snapshot's id; behind them the initiator.
+_ID = struct.Struct("!QQ")
+
+T = TypeVar("T")
 
 #: The number of the first message, and the payloads.
 Batch = tuple[int, Sequence[object]]
@@ -151,7 +156,7 @@ class QueueSender(Sender):
         body = _id_bytes(snapshot_id)
         frame = _HEADER.pack(len(body), _MARKER, sent, 0) + body
         # So few bytes a pipe takes at once or not at all (PIPE_BUF).
-        if not self._backlog and self._try(frame):
+        if not self._backlog and self._try(os.write, frame):
             return True
         self._backlog.append(memoryview(frame))
         return False
@@ -159,7 +164,7 @@ class QueueSender(Sender):
     def flush(self) -> bool:
         while self._backlog:
             head = self._backlog[0]
-            written = self._try(head)
+            written = self._try(os.write, head)
             if written < len(head):
                 self._backlog[0] = head[written:]
                 return False
@@ -174,7 +179,7 @@ class QueueSender(Sender):
 
     def _write(self, header: bytes, body: bytes | memoryview) -> bool:
         # Behind what stands in the backlog nothing is tried: its pipe is full.
-        written = 0 if self._backlog else self._try(header, body)
+        written = 0 if self._backlog else self._try(os.writev, (header, body))
         if written == len(header) + len(body):
             return True
         if len(body) > _LARGE_BYTES and not self._widened:
@@ -192,9 +197,9 @@ class QueueSender(Sender):
         with contextlib.suppress(OSError):
             fcntl.fcntl(self._fd, fcntl.F_SETPIPE_SZ, _WIDE_BYTES)
 
-    def _try(self, *parts: bytes | memoryview) -> int:
+    def _try(self, write: Callable[[int, T], int], data: T) -> int:
         try:
-            return os.writev(self._fd, parts)
+            return write(self._fd, data)
         except BlockingIOError:
             return 0
         except BrokenPipeError:
@@ -231,8 +236,14 @@ class QueueReceiver(Receiver):
                 return []
             data = b"".join(self._rest)
             self._rest = []
+        size = len(data)
+        if size < _SMALL_BYTES and size >= _HEADER_BYTES:
+            length, kind, sent, _ = _HEADER.unpack_from(data)
+            if kind == _MARKER and size == _HEADER_BYTES + length:
+                # Alone, as it mostly comes where little is sent, and then there is nothing to go through.
+                return [_marker((_snapshot_id(data[_HEADER_BYTES:]), sent))]
         items: list[Batch | Marker] = []
-        at, size = 0, len(data)
+        at = 0
         end = needed = _HEADER_BYTES
         while end <= size:
             length, kind, number, count = _HEADER.unpack_from(data, at)
@@ -266,12 +277,14 @@ _marker: Callable[[tuple[SnapshotId, int]], Marker] = partial(tuple.__new__, Mar
 # A snapshot's marker goes over every channel of a node and comes in on every one.
 @lru_cache(maxsize=64)
 def _id_bytes(snapshot_id: SnapshotId) -> bytes:
-    return str(snapshot_id).encode()
+    incarnation, initiator, n = snapshot_id
+    return _ID.pack(incarnation, n) + initiator.encode()
 
 
 @lru_cache(maxsize=64)
 def _snapshot_id(body: bytes) -> SnapshotId:
     try:
-        return SnapshotId.parse(body.decode())
-    except ValueError as error:
+        incarnation, n = _ID.unpack_from(body)
+        return SnapshotId(incarnation, body[_ID.size :].decode(), n)
+    except (struct.error, UnicodeDecodeError) as error:
         raise ProtocolError(f"a channel carried a marker that nobody wrote: {error}") from error

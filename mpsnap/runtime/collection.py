@@ -6,7 +6,7 @@ pipes or processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mpsnap.core.codec import Codec
@@ -83,6 +83,10 @@ class Collection:
         """Return how far each of these nodes is, as far as it is known."""
         return {node: self._progress_of(node) for node in nodes}
 
+    def times(self, topology: Topology) -> Mapping[str, Progress]:
+        """Return how far each node is when all have reported."""
+        return _Times(topology.nodes, self._times, self.began)
+
     def status(self, topology: Topology, now: float) -> dict[str, Any]:
         """Return how far it is as plain data; see `Supervisor.status`."""
         return {
@@ -95,13 +99,9 @@ class Collection:
 
     def _progress_of(self, node: str) -> Progress:
         if node in self._times:
-            recorded, closed = self._times[node] or (None, None)
-            return Progress(self._since(recorded), self._since(closed), ())
-        told, awaited = self._inspected.get(node, (None, None))
-        return Progress(self._since(told), None, self.answers.get(node, awaited))
-
-    def _since(self, when: float | None) -> float | None:
-        return None if when is None else max(0.0, when - self.began)
+            return _Times((node,), self._times, self.began)[node]
+        recorded, awaited = self._inspected.get(node, (None, None))
+        return Progress(_since(self.began, recorded), None, self.answers.get(node, awaited))
 
     def drop(self) -> None:
         """Give up the files of its states: nobody will look at them."""
@@ -120,7 +120,12 @@ class Collection:
             ConsistencyError: It is not consistent or not complete.
             CodecError: A part is not what a node packs.
         """
-        parts = {node: _unpacked(node, data, state) for node, (data, state) in self.parts.items()}
+        parts: dict[str, LocalSnapshot] = {}
+        for node, (data, state) in self.parts.items():
+            try:
+                parts[node] = unpack(data, state)
+            except CodecError as error:
+                raise CodecError(error.what, where=node) from error
         snapshot = GlobalSnapshot(number, self.id, self.initiators, topology, parts, codecs, duration=now - self.began)
         snapshot.verify()
         return snapshot
@@ -158,11 +163,27 @@ class Collection:
         return str(self.id) if self.number is None else f"{self.number} ({self.id})"
 
 
-def _unpacked(node: str, data: bytes, state: bytes | StoredState | None) -> LocalSnapshot:
-    try:
-        return unpack(data, state)
-    except CodecError as error:
-        raise CodecError(error.what, where=node) from error
+class _Times(Mapping[str, Progress]):
+    """Show when nodes had recorded and closed, worked out when somebody looks."""
+
+    def __init__(self, nodes: Sequence[str], times: Mapping[str, tuple[float, ...]], began: float) -> None:
+        self._nodes = nodes
+        self._times = times
+        self._began = began
+
+    def __getitem__(self, node: str) -> Progress:
+        recorded, closed = self._times[node] or (None, None)
+        return Progress(_since(self._began, recorded), _since(self._began, closed), ())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._nodes)
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+
+def _since(began: float, when: float | None) -> float | None:
+    return None if when is None else max(0.0, when - began)
 
 
 def _some(items: list[str], separator: str = ", ") -> str:

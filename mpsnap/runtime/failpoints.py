@@ -21,6 +21,7 @@ environment. Nobody else acts: a signal from outside comes too early or too late
     after_report    it has told its part
     on_stop         it has been asked to stop, and is about to run `on_stop`
     after_halt      it has run `on_stop` and told so, and awaits the last cut
+    last_record     it is about to fix its state for the last cut
     leaving         it has been told to end; with a store, the last cut is durable
 
 A process without a plan pays for a look at an empty dict, and nothing of this stands where messages pass: who meets

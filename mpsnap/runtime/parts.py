@@ -63,8 +63,11 @@ class Parts:
         """Note that no part of a snapshot will be handed over."""
         self._passing.discard(snapshot_id)
 
-    def hand_over(self, local: LocalSnapshot, captures: Captures) -> HandedOver:
+    def hand_over(self, local: LocalSnapshot, captures: Captures) -> bytes | HandedOver:
         """Put a part where the supervisor finds it; nothing is left of one that cannot be put there.
+
+        Returns:
+            The part itself, if that is small and nothing of it is to be kept.
 
         Raises:
             OSError: A file could not be filled.
@@ -76,7 +79,8 @@ class Parts:
         assert isinstance(captured, Captured)
         if not keeps and isinstance(captured.state, bytes) and len(captured.state) <= STAGING_BYTES:
             # Nearly always, and then a node of many snapshots a second has nothing to undo.
-            return HandedOver(self.staging.put_if_large(pack(local)), None, None, None)
+            rest = self.staging.put_if_large(pack(local))
+            return rest if isinstance(rest, bytes) else HandedOver(rest, None, None, None)
         with contextlib.ExitStack() as undo:
             ticket, state = self._put_state(captured.state, captures, keeps, undo)
             apart = ticket is not None or state is not None
@@ -116,12 +120,12 @@ class TakenOver(NamedTuple):
     """Hold a part as the supervisor has it.
 
     `data` is the part, `state` its state if it came apart in a file; `staged` are the receipts of the state, in place
-    of `state`, and of what is to be kept of the part.
+    of `state`, and of what is to be kept of the part, None where nothing is.
     """
 
     data: bytes
     state: bytes | StagedFile | None
-    staged: tuple[StagedReceipt | None, StagedReceipt | None]
+    staged: tuple[StagedReceipt | None, StagedReceipt | None] | None
 
 
 def take_over(handed_over: tuple[Any, ...], pid: int, release: Callable[[int], None]) -> TakenOver:
@@ -141,7 +145,7 @@ def take_over(handed_over: tuple[Any, ...], pid: int, release: Callable[[int], N
     packed = rest if isinstance(rest, bytes) else _take(rest, pid, release)
     data = packed if isinstance(packed, bytes) else packed.read()
     staged = None if state is None else StagedReceipt(*state), None if part is None else StagedReceipt(*part)
-    return TakenOver(data, opened, staged)
+    return TakenOver(data, opened, None if staged == (None, None) else staged)
 
 
 def _take(ticket: Ticket, pid: int, release: Callable[[int], None]) -> bytes | StagedFile:

@@ -42,11 +42,11 @@ from mpsnap.core.snapshot import Captured, UnfinishedState
 from mpsnap.core.topology import Channel
 from mpsnap.runtime import lifeline
 from mpsnap.runtime.answers import Answers
-from mpsnap.runtime.board import Board
+from mpsnap.runtime.board import PHASE_NUMBER, Board
 from mpsnap.runtime.capture import Captures, Encoding
 from mpsnap.runtime.channel import QueueReceiver, QueueSender, close_reader, writer_fd
 from mpsnap.runtime.failpoints import Failpoint, arm, fail_at, stumbling
-from mpsnap.runtime.frames import FrameReader, FrameWriter
+from mpsnap.runtime.frames import FrameReader, FrameWriter, ToldId
 from mpsnap.runtime.journal import FileJournal, JournalSpec
 from mpsnap.runtime.outbound import Outbound
 from mpsnap.runtime.parts import Parts
@@ -142,7 +142,7 @@ class NodeProcess(Driver):
 
     def __init__(self, spec: NodeSpec) -> None:
         self._spec = spec
-        self._view = spec.board.node_view(spec.name)
+        self._slots = spec.board.node_slots(spec.name)
         self._words = spec.board.words
         self._core: NodeCore
         self._receivers = {src: QueueReceiver(queue) for src, queue in spec.inbound.items()}
@@ -213,7 +213,7 @@ class NodeProcess(Driver):
 
     def _boot(self) -> None:
         spec = self._spec
-        self._view.phase("importing")
+        self._words[self._slots.phase] = PHASE_NUMBER["importing"]
         fail_at("import")
         node_class = spec.program.load()
         cluster = [load_node_class(reference) for reference in spec.references]
@@ -335,7 +335,8 @@ class NodeProcess(Driver):
         now = time.monotonic()
         if self._journal is not None:
             self._journal.turn(now)
-        self._view.turn(now, self._busy)
+        _, turn, busy = self._slots
+        self._words[turn], self._words[busy] = int(now * 1e9), int(self._busy * 1e9)
         self._outbound.now = now
         self._lone = len(events) == 1
         on_readable = self._on_readable
@@ -462,19 +463,20 @@ class NodeProcess(Driver):
         # No hook runs, and everything else goes on: items are seen, markers are acted upon, questions are answered.
         self._running = False
 
-    def _on_trigger(self, snapshot_id: str) -> None:
-        self._core.initiate(SnapshotId.parse(snapshot_id))
+    def _on_trigger(self, told: ToldId) -> None:
+        self._core.initiate(SnapshotId(*told))
 
-    def _on_abandon(self, snapshot_id: str) -> None:
-        awaited = self._core.abandon(SnapshotId.parse(snapshot_id))
-        if self._captures.abandon(SnapshotId.parse(snapshot_id)) and awaited is None:
+    def _on_abandon(self, told: ToldId) -> None:
+        snapshot_id = SnapshotId(*told)
+        awaited = self._core.abandon(snapshot_id)
+        if self._captures.abandon(snapshot_id) and awaited is None:
             awaited = ()
-        self._parts.forget(SnapshotId.parse(snapshot_id))
-        self._answers.forget(SnapshotId.parse(snapshot_id))
+        self._parts.forget(snapshot_id)
+        self._answers.forget(snapshot_id)
         self._tell("abandoned", snapshot_id, awaited)
 
-    def _on_pass(self, snapshot_id: str) -> None:
-        self._parts.let_pass(SnapshotId.parse(snapshot_id))
+    def _on_pass(self, told: ToldId) -> None:
+        self._parts.let_pass(SnapshotId(*told))
 
     def _on_halt(self) -> None:
         # From now on nothing of the user's runs here, so that the last snapshot holds what `on_stop` has left.
@@ -518,12 +520,12 @@ class NodeProcess(Driver):
         self._words[self._taken_slots[src]] = received
 
     def initiated(self, snapshot_id: SnapshotId) -> None:
-        self._tell("initiated", str(snapshot_id))
+        self._tell("initiated", snapshot_id)
 
     def fix(self, snapshot_id: SnapshotId | None, encode: Encode) -> bytes | UnfinishedState:
         fixed = self._captures.fix(snapshot_id, encode)
         if snapshot_id is not None:
-            self._answers.recorded(snapshot_id)
+            self._answers.times[snapshot_id] = [time.monotonic()]
         return fixed
 
     def report(self, local: LocalSnapshot) -> None:
@@ -531,25 +533,27 @@ class NodeProcess(Driver):
         assert isinstance(captured, Captured)
         state = captured.state
         if isinstance(state, Encoding) and state.receipt is None:
-            self._answers.closed(local.snapshot_id)
+            self._answers.times[local.snapshot_id].append(time.monotonic())
             state.local = local  # `_on_encoded` comes back with it.
             return
         self._hand_over(local)
 
     def _hand_over(self, local: LocalSnapshot) -> None:
-        times = self._answers.reported(local.snapshot_id)
+        times = self._answers.times.pop(local.snapshot_id)
+        if len(times) == 1:
+            times.append(time.monotonic())
         try:
             handed_over = self._parts.hand_over(local, self._captures)
         except (OSError, StoreError) as error:
             why = SnapshotError(f"staging its part failed: {error}", where=self._spec.name)
             self._core.refuse(local.snapshot_id, why)
         else:
-            self._tell("report", str(local.snapshot_id), handed_over, times)
+            self._tell("report", local.snapshot_id, handed_over, times)
 
     def refused(self, snapshot_id: SnapshotId, error: MpsnapError) -> None:
         self._answers.forget(snapshot_id)
         blamed = blame(error)
-        self._tell("refused", str(snapshot_id), blamed.what, blamed.where, blamed.hint)
+        self._tell("refused", snapshot_id, blamed.what, blamed.where, blamed.hint)
 
     def emit(self, n: int, record: bytes) -> None:
         self._tell("emitted", n, record)
@@ -563,7 +567,7 @@ class NodeProcess(Driver):
     def phase(self, phase: str) -> None:
         if phase != self._phase:
             self._phase = phase
-            self._view.phase(phase)
+            self._words[self._slots.phase] = PHASE_NUMBER[phase]
             if self._running and phase in _HOOKS:
                 self._hook = phase
                 self._outbound.eager = self._slow.get(phase, True)
@@ -585,6 +589,8 @@ class _Stumbling(NodeProcess):
     def fix(self, snapshot_id: SnapshotId | None, encode: Encode) -> bytes | UnfinishedState:
         if snapshot_id is None:
             return super().fix(None, encode)
+        if self._halted:
+            fail_at("last_record")
         fail_at("before_record")
         fixed = super().fix(snapshot_id, encode)
         fail_at("after_record")

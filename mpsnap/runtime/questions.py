@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from mpsnap.core.codec import Codec
 from mpsnap.core.errors import SnapshotError
 from mpsnap.core.events import CommandLost, Event, Replied, StateTold
+from mpsnap.runtime.frames import ToldId
 from mpsnap.runtime.snapshots import Snapshots
 
 
@@ -92,6 +93,6 @@ class Questions:
         error = None if state is not None else SnapshotError(what, where=where, hint=hint)
         self._happened(StateTold(ticket, node, state, error))
 
-    def _on_inspected(self, node: str, told: Mapping[str, tuple[float, tuple[str, ...]]]) -> None:
+    def _on_inspected(self, node: str, about: Iterable[tuple[ToldId, float, tuple[str, ...]]]) -> None:
         self._inspected.discard(node)
-        self._snapshots.inspected(node, told)
+        self._snapshots.inspected(node, about)

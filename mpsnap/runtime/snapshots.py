@@ -13,7 +13,7 @@ Rules a maintainer keeps:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from mpsnap.core.codec import Codec
 from mpsnap.core.errors import CodecError, ConsistencyError, MpsnapError, SnapshotError, StoreError
@@ -24,6 +24,7 @@ from mpsnap.core.topology import Topology
 from mpsnap.runtime.collection import Collection
 from mpsnap.runtime.commits import Commits
 from mpsnap.runtime.deadlines import Deadlines
+from mpsnap.runtime.frames import ToldId
 from mpsnap.store.manifest import Receipt
 
 #: How long a snapshot that is given up waits for the nodes to say what they await.
@@ -71,7 +72,7 @@ class Snapshots:
         self._happened = happened
         self._doing = doing
         #: Open snapshots, in the order in which they were learned of.
-        self._open: dict[SnapshotId, Collection] = {}
+        self._open: dict[ToldId, Collection] = {}
         self._finished = FinishedIds()
         #: How many snapshots were triggered at each node.
         self._triggered: dict[str, int] = {}
@@ -128,18 +129,25 @@ class Snapshots:
     def _trigger(self, initiators: tuple[str, ...], timeout: float | None, *, numbered: bool) -> SnapshotId:
         snapshot_id = self.upcoming(initiators)
         self._triggered[initiators[0]] = self._triggered.get(initiators[0], 0) + 1
-        if self._learn(snapshot_id, initiators, timeout, numbered=numbered) is None:
-            return snapshot_id
+        began = time.monotonic()
         if not numbered and self._commits.keeps:
             # To each, and before the first marker leaves: whoever does not hear of it in time stages for nothing.
             for node in self._topology.nodes:
-                self._tell(node, "pass", str(snapshot_id))
+                self._tell(node, "pass", snapshot_id)
         for node in initiators:
-            self._tell(node, "trigger", str(snapshot_id))
+            self._tell(node, "trigger", snapshot_id)
+        # While they wake up; what they say of it is not read before.
+        self._learn(snapshot_id, initiators, began, timeout, numbered=numbered)
         return snapshot_id
 
     def _learn(
-        self, snapshot_id: SnapshotId, initiators: tuple[str, ...], timeout: float | None, *, numbered: bool
+        self,
+        snapshot_id: SnapshotId,
+        initiators: tuple[str, ...],
+        began: float,
+        timeout: float | None,
+        *,
+        numbered: bool,
     ) -> Collection | None:
         """Open a snapshot; None if there is no room for it, which is told like every other reason to abandon one."""
         number = None
@@ -156,7 +164,7 @@ class Snapshots:
             self._happened(SnapshotInitiated(number, snapshot_id, initiators))
         seconds = self._timeout if timeout is None else timeout
         point = numbered and triggered and not any(collection.recovery_point for collection in self._open.values())
-        collection = Collection(number, snapshot_id, initiators, time.monotonic(), seconds, point)
+        collection = Collection(number, snapshot_id, initiators, began, seconds, point)
         collection.disturbances = self._disturbances
         self._open[snapshot_id] = collection
         self._deadlines.set(snapshot_id, seconds, lambda: self._give_up(collection))
@@ -164,31 +172,31 @@ class Snapshots:
 
     # ------------------------------------------------------------ what nodes say
 
-    def initiated(self, node: str, snapshot_id: str) -> None:
+    def initiated(self, node: str, told: ToldId) -> None:
         """A node has recorded spontaneously."""
-        self._find(snapshot_id)
-        self._happened(Initiated(node, SnapshotId.parse(snapshot_id)))
+        self._find(told)
+        self._happened(Initiated(node, SnapshotId(*told)))
 
     def report(
         self,
         node: str,
-        snapshot_id: str,
-        data: bytes,
-        state: bytes | StoredState | None,
-        staged: tuple[Receipt | None, Receipt | None],
+        told: ToldId,
         times: tuple[float, ...],
+        data: bytes,
+        state: bytes | StoredState | None = None,
+        staged: tuple[Receipt | None, Receipt | None] | None = None,
     ) -> None:
         """A node's part is complete; `state` is what came apart from `data`, if anything did.
 
-        `staged` are the receipts of the state, in place of `state`, and of what is to be kept of the part; `times` are
-        when it was recorded and closed.
+        `times` are when it was recorded and closed; `staged` are the receipts of the state, in place of `state`, and of
+        what is to be kept of the part.
         """
-        collection = self._find(snapshot_id)
-        if staged != (None, None):
+        collection = self._find(told)
+        if staged is not None:
             try:
-                state = self._commits.stage(SnapshotId.parse(snapshot_id), node, *staged) or state
+                state = self._commits.stage(SnapshotId(*told), node, *staged) or state
             except StoreError as error:
-                self.refused(node, snapshot_id, error.what, error.where, error.hint)
+                self.refused(node, told, error.what, error.where, error.hint)
                 return
         if collection is not None:
             collection.add(node, data, state, times)
@@ -197,47 +205,45 @@ class Snapshots:
             return
         if isinstance(state, StoredState):
             state.close()
-        self._commits.abandon(SnapshotId.parse(snapshot_id), None)
+        self._commits.abandon(SnapshotId(*told), None)
 
-    def refused(
-        self, node: str, snapshot_id: str, what: str, where: str | None = None, hint: str | None = None
-    ) -> None:
+    def refused(self, node: str, told: ToldId, what: str, where: str | None = None, hint: str | None = None) -> None:
         """A node cannot give its part."""
-        collection = self._find(snapshot_id)
+        collection = self._find(told)
         if collection is not None:
             self.abandon(collection, SnapshotError(f"snapshot {collection}: {what}", where=where or node, hint=hint))
 
-    def abandoned(self, node: str, snapshot_id: str, awaited: tuple[str, ...] | None) -> None:
+    def abandoned(self, node: str, told: ToldId, awaited: tuple[str, ...] | None) -> None:
         """A node has given a snapshot up and says which sources it still awaited, None if it had not recorded.
 
         With none left to await, it was still encoding its state.
         """
-        collection = self._open.get(SnapshotId.parse(snapshot_id))
+        collection = self._open.get(told)
         if collection is not None:
             collection.answers[node] = awaited
             if all(missing in collection.answers for missing in collection.missing(self._topology)):
                 self._expire(collection)
 
-    def inspected(self, node: str, told: Mapping[str, tuple[float, tuple[str, ...]]]) -> None:
+    def inspected(self, node: str, about: Iterable[tuple[ToldId, float, tuple[str, ...]]]) -> None:
         """A node says when it recorded for each open snapshot, and which sources it still awaits."""
-        for text, (recorded, awaited) in told.items():
-            collection = self._open.get(SnapshotId.parse(text))
+        for told, recorded, awaited in about:
+            collection = self._open.get(told)
             if collection is not None:
                 collection.inspected(node, recorded, awaited)
 
-    def _find(self, text: str) -> Collection | None:
+    def _find(self, told: ToldId) -> Collection | None:
         """Return the open snapshot of this id, opened now if a node has begun it by itself; None if it is finished."""
-        snapshot_id = SnapshotId.parse(text)
-        found = self._open.get(snapshot_id)
+        found = self._open.get(told)
         if found is not None:
             return found
+        snapshot_id = SnapshotId(*told)
         if snapshot_id in self._finished:
             return None
         if self._closing:
             self._finished.add(snapshot_id)
             self._abandon_everywhere(snapshot_id)
             return None
-        return self._learn(snapshot_id, (snapshot_id.initiator,), None, numbered=True)
+        return self._learn(snapshot_id, (snapshot_id.initiator,), time.monotonic(), None, numbered=True)
 
     # --------------------------------------------------------------------- ending
 
@@ -248,7 +254,7 @@ class Snapshots:
 
     def _abandon_everywhere(self, snapshot_id: SnapshotId) -> None:
         for node in self._topology.nodes:
-            self._tell(node, "abandon", str(snapshot_id))
+            self._tell(node, "abandon", snapshot_id)
 
     def begin_no_more(self) -> None:
         """Have the nodes give up what is open, and what they have begun and this does not know of yet.
@@ -298,7 +304,7 @@ class Snapshots:
             # The one that was to keep what a probe had found did not find it: a command came between.
             self._probe_later(collection)
         point = collection.recovery_point and self._commits.keeps
-        self._happened(SnapshotCompleted(snapshot, collection.progress(self._topology.nodes), point))
+        self._happened(SnapshotCompleted(snapshot, collection.times(self._topology), point))
 
     def _is_probing(self) -> bool:
         under_way = any(collection.number is None for collection in self._open.values())

@@ -36,6 +36,7 @@ from mpsnap.runtime.commits import Commits
 from mpsnap.runtime.contact import Contact
 from mpsnap.runtime.deadlock import Waits
 from mpsnap.runtime.failpoints import Failpoint
+from mpsnap.runtime.frames import ToldId
 from mpsnap.runtime.hangs import Hangs, Readiness, did_not_stop
 from mpsnap.runtime.incarnation import Incarnation
 from mpsnap.runtime.journal import JournalSpec
@@ -540,15 +541,20 @@ class Supervisor:
 
     # -------------------------------------------------------------- what nodes say
 
-    def _on_report(self, node: str, snapshot_id: str, handed_over: tuple[Any, ...], times: tuple[float, ...]) -> None:
+    def _on_report(
+        self, node: str, told: ToldId, handed_over: bytes | tuple[Any, ...], times: tuple[float, ...]
+    ) -> None:
+        if isinstance(handed_over, bytes):
+            self._snapshots.report(node, told, times, handed_over)
+            return
         assert self._incarnation is not None
         pid = self._incarnation.nodes[node].pid
         try:
             data, state, staged = take_over(handed_over, pid, partial(self._tell, node, "release"))
         except (OSError, CodecError) as error:
-            self._snapshots.refused(node, snapshot_id, f"its staged part cannot be read: {error}")
+            self._snapshots.refused(node, told, f"its staged part cannot be read: {error}")
         else:
-            self._snapshots.report(node, snapshot_id, data, state, staged, times)
+            self._snapshots.report(node, told, times, data, state, staged)
 
     def _on_blocked(self, node: str, now: float, full_since: dict[str, float]) -> None:
         try:

@@ -26,7 +26,7 @@ class Case(NamedTuple):
     @property
     def at_the_end(self) -> bool:
         """Whether nobody comes to harm before the cluster is asked to stop."""
-        return any(point.name in ("on_stop", "after_halt", "leaving") for plan in self.plan.values() for point in plan)
+        return any(point.name in ("on_stop", "after_halt", "last_record", "leaving") for plan in self.plan.values() for point in plan)
 
 
 def at(name: str, action: str = "kill9", hit: int = 1, incarnation: int | None = 0) -> tuple[Failpoint, ...]:
@@ -51,6 +51,7 @@ CASES = [
     Case("after-report", {"N3": at("after_report", hit=2)}),
     Case("on-stop", {"N2": at("on_stop")}),
     Case("after-halt", {"N2": at("after_halt")}),
+    Case("last-record", {"N2": at("last_record")}),
     # What it has done is durable, and all that it still had to do was to go.
     Case("leaving", {"N2": at("leaving")}, 0),
     Case("in-restore", {"N1": at("mid_send", hit=30), "N2": at("restore", incarnation=1)}),
