@@ -48,6 +48,27 @@ MUTATIONS = [
         "test_snapshot.py::test_that_all_channels_are_empty_is_not_taken_on_trust",
     ),
     Mutation(
+        "that nothing is in flight is proven by the counts before the parts are looked at",
+        "emptycut.py",
+        "        return bool(self._sent(numbers) == self._received(numbers))\n",
+        "        return True\n",
+        "test_emptycut.py::test_one_message_more_or_less_anywhere_is_seen",
+    ),
+    Mutation(
+        "a part is that of its node in this snapshot before its counts are compared",
+        "emptycut.py",
+        "            if not data.startswith(begins):\n",
+        "            if not data:\n",
+        "test_emptycut.py::test_what_is_not_the_whole_of_this_cut_is_not_taken_for_it",
+    ),
+    Mutation(
+        "a cut is complete before its counts are compared",
+        "emptycut.py",
+        "        if parts.keys() != self._nodes.keys():\n",
+        "        if not parts.keys() >= self._nodes.keys():\n",
+        "test_emptycut.py::test_what_is_not_the_whole_of_this_cut_is_not_taken_for_it",
+    ),
+    Mutation(
         "which messages are next is proven too where nothing is in flight",
         "protocol.py",
         "isinstance(self.channels, EmptyChannels) and self.channels.received is self.received",

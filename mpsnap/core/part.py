@@ -5,17 +5,21 @@ This module owns the two forms of these bytes. It must not know how they travel 
 Every node makes one and the supervisor reads them one after another, all within the latency of a snapshot: so this is
 msgpack as it stands, of maps and lists alone, which takes a tenth of what the codec takes to look through each value.
 
-The forms differ in what they are for. On its way (`pack`) a part is one list, quick to make and to look through, and
-its messages in flight stay packed as they were sent (`batch`), however many they are; those bytes are good for one
-version of Python, and only between processes that trust each other. To be kept (`pack_lasting`) it is a map of named
+The forms differ in what they are for. On its way (`pack`) a part begins with whose it is and its counts, so that a cut
+can be proven by the bytes as they are (`emptycut`); then comes one list, quick to make and to look through, and its
+messages in flight stay packed as they were sent (`batch`), however many they are; those bytes are good for one version
+of Python, and only between processes that trust each other. To be kept (`pack_lasting`) it is a map of named
 fields, and messages are written by the plain codec, block by block. Neither form is ever taken for the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import chain, islice, product
 from struct import Struct
+from struct import pack as pack_struct
+from struct import unpack_from as unpack_struct
 from typing import Any
 
 import msgpack
@@ -28,7 +32,7 @@ from mpsnap.core.protocol import Chained, ChannelState, EmptyChannels, LocalSnap
 from mpsnap.core.snapshot import Captured, StoredState, Timer
 
 #: Version of the bytes on their way; a reader refuses any other.
-FORMAT = 5
+FORMAT = 6
 #: Version of those that are kept.
 LASTING_FORMAT = "lasting 1"
 #: Messages in one block of the lasting form: enough to be quick, and few enough to take no room while they are written.
@@ -36,8 +40,14 @@ BLOCK_MESSAGES = 16_384
 #: More than any count can be; a number with thousands of digits could not even be told in an error.
 _MOST = (1 << 64) - 1
 
-#: In front of a part on its way: how long it is without its messages.
-_HEAD = Struct("!Q")
+#: What a part on its way begins with: its format, whether its state travels apart, whether nothing is in flight, the
+#: incarnation and the number of its snapshot, how many channels lead out and how many in, how long the names are.
+#: Behind that come the names; the counts, 8 bytes each; how long the list is; the list; the messages in flight.
+_FRONT = Struct("!B??QQIII")
+_COUNT_BYTES = 8
+_LENGTH = Struct("!Q")
+#: Where it says whether nothing is in flight.
+_EMPTY_AT = 2
 _PLAIN = Codec()
 #: The one extension: an int of more than 64 bits.
 _WIDE_INT = 1
@@ -60,13 +70,8 @@ _LASTING_SHAPES: Mapping[str, Any] = {
     "channels": {str: int},
     "in flight": {str: (bytes,)},
 }
-#: The fields of a part on its way, in the order of its list.
+#: What is in the list of a part on its way, in its order.
 _WAY_SHAPES: Mapping[str, Any] = {
-    "format": int,
-    "node": str,
-    "incarnation": int,
-    "initiator": str,
-    "n": int,
     "state": frozenset({bytes, _NONE}),
     "passive": bool,
     "finished": bool,
@@ -74,8 +79,6 @@ _WAY_SHAPES: Mapping[str, Any] = {
     "seed": frozenset({int, str}),
     "counter": int,
     "timers": ([_NUMBER, _NUMBER | {_NONE}, str, bytes],),
-    "sent": {str: int},
-    "received": {str: int},
     "channels": {str: int},
     "in flight": {str: (int,)},
 }
@@ -128,10 +131,25 @@ _LASTING = {name: _check(shape) for name, shape in _LASTING_SHAPES.items()}
 _ROWS = frozenset(
     product(*(_kinds(shape) | ({_NONE} if name == "channels" else set()) for name, shape in _WAY_SHAPES.items()))
 )
-_INT, _STR = frozenset({int}), frozenset({str})
 #: Those that pack parts and are not at work: to make one takes as long as its work. Each is taken and put back in one
 #: step, and one that failed never comes back.
 _packers: list[msgpack.Packer] = []
+
+
+@lru_cache(maxsize=256)
+def names_in(node: str, outbound: tuple[str, ...], inbound: tuple[str, ...]) -> bytes:
+    """Return how the names in a part are written: its node's, then its neighbours' in the order of the counts."""
+    return "\0".join((node, *outbound, *inbound)).encode()
+
+
+def front(
+    snapshot_id: SnapshotId, names: bytes, outbound: int, inbound: int, *, apart: bool, empty: bool
+) -> tuple[bytes, int]:
+    """Return all that can be said beforehand of how the bytes of a part begin, and where the counts behind that end."""
+    incarnation, initiator, n = snapshot_id
+    text = initiator.encode() + b"\0" + names
+    begins = _FRONT.pack(FORMAT, apart, empty, incarnation, n, outbound, inbound, len(text)) + text
+    return begins, len(begins) + _COUNT_BYTES * (outbound + inbound)
 
 
 def pack(local: LocalSnapshot, *, apart: bool = False) -> bytes:
@@ -139,12 +157,13 @@ def pack(local: LocalSnapshot, *, apart: bool = False) -> bytes:
 
     If its state travels `apart`, it is left out.
     """
-    captured = local.captured
+    _, snapshot_id, captured, sent, received, _ = local
     assert isinstance(captured, Captured)
+    empty = local.all_empty
     firsts: dict[str, int] | None = None
     in_flight: dict[str, list[int]] = {}
     bodies: list[bytes | memoryview] = []
-    if not local.all_empty:
+    if not empty:
         firsts = {}
         for src, (first, payloads) in local.channels.items():
             firsts[src] = first
@@ -153,25 +172,23 @@ def pack(local: LocalSnapshot, *, apart: bool = False) -> bytes:
                 in_flight[src] = [n for batch in batches for n in (batch.size, len(batch.data))]
                 bodies += [batch.data for batch in batches]
     row = (
-        FORMAT,
-        local.node,
-        *local.snapshot_id,
         None if apart else captured.state,
         captured.passive,
         captured.finished,
         captured.emitted,
         *captured.random,
         _plain_timers(captured) if captured.timers else (),
-        local.sent,
-        local.received,
         firsts,
         in_flight,
     )
     packer = _packers.pop() if _packers else msgpack.Packer(unicode_errors="surrogatepass", default=_lowered)
-    head = packer.pack(row)
+    packed = packer.pack(row)
     _packers.append(packer)
+    names = names_in(local.node, tuple(sent), tuple(received))
+    begins, _ = front(snapshot_id, names, len(sent), len(received), apart=apart, empty=empty)
+    counts = pack_struct(f"!{len(sent) + len(received)}Q", *sent.values(), *received.values())
     # Behind the rest, and not in it: a hundred thousand messages are copied once, and not at all when they are read.
-    return b"".join((_HEAD.pack(len(head)), head, *bodies))
+    return b"".join((begins, counts, _LENGTH.pack(len(packed)), packed, *bodies))
 
 
 def unpack(data: bytes, state: bytes | StoredState | None = None) -> LocalSnapshot:
@@ -184,25 +201,22 @@ def unpack(data: bytes, state: bytes | StoredState | None = None) -> LocalSnapsh
     Raises:
         CodecError: The bytes are none, or of another format; or there are two states, or there is none.
     """
-    if len(data) < _HEAD.size:
-        raise CodecError(f"{len(data)} bytes are not a local snapshot")
-    at = _HEAD.size + _HEAD.unpack_from(data)[0]
-    row = _read(data[_HEAD.size : at])
+    node, snapshot_id, sent, received, at = _read_front(data, state)
+    end = at + _LENGTH.unpack_from(data, at)[0] + _LENGTH.size
+    row = _read(data[at + _LENGTH.size : end])
     # Once for all: each look of its own would take longer than all of this one.
-    if type(row) is not list or tuple(map(type, row)) not in _ROWS or row[0] != FORMAT:
+    if type(row) is not list or tuple(map(type, row)) not in _ROWS:
         raise _not_a_row(row)
-    _, node, incarnation, initiator, n, inside, passive, finished, emitted, seed, counter = row[:11]
-    timers, sent, received, firsts, in_flight = row[11:]
-    counts, names = chain(sent.values(), received.values()), chain(sent, received)
-    if not (_INT.issuperset(map(type, counts)) and _STR.issuperset(map(type, names))):
-        raise _not_a_row(row)
+    inside, passive, finished, emitted, seed, counter, timers, firsts, in_flight = row
     if (inside is None) is (state is None):
         raise _states(state)
     channels: Mapping[str, ChannelState] = EmptyChannels(received)
     if firsts is not None or in_flight:
-        channels, at = _channels(row, data, at)
-    if at != len(data):
-        raise CodecError(f"not a local snapshot: {len(data)} bytes where {at} were due")
+        channels, end = _channels(row, data, end)
+    if end != len(data):
+        raise CodecError(f"not a local snapshot: {len(data)} bytes where {end} were due")
+    if data[_EMPTY_AT] != isinstance(channels, EmptyChannels):
+        raise CodecError("not a local snapshot: it says of its channels what is not so")
     captured = Captured(
         inside if state is None else state,
         _timers(row, timers) if timers else (),
@@ -211,7 +225,65 @@ def unpack(data: bytes, state: bytes | StoredState | None = None) -> LocalSnapsh
         finished,
         emitted,
     )
-    return LocalSnapshot(node, SnapshotId(incarnation, initiator, n), captured, sent, received, channels)
+    return LocalSnapshot(node, snapshot_id, captured, sent, received, channels)
+
+
+def _read_front(
+    data: bytes, state: bytes | StoredState | None
+) -> tuple[str, SnapshotId, dict[str, int], dict[str, int], int]:
+    """Return whose part it is, the counts, and where they end."""
+    if len(data) < _FRONT.size:
+        raise CodecError(f"{len(data)} bytes are not a local snapshot")
+    found, apart, _, incarnation, n, outbound, inbound, length = _FRONT.unpack_from(data)
+    if found != FORMAT:
+        raise CodecError(f"a local snapshot of format {found}, this version reads {FORMAT}")
+    counts_at = _FRONT.size + length
+    end = counts_at + _COUNT_BYTES * (outbound + inbound)
+    if len(data) < end + _LENGTH.size:
+        raise CodecError(f"{len(data)} bytes are not a local snapshot: its counts are missing")
+    try:
+        initiator, node, *names = data[_FRONT.size : counts_at].decode().split("\0")
+    except ValueError as error:
+        raise CodecError(f"not a local snapshot: {told(error)}") from error
+    if apart is (state is None):
+        raise _states(state)
+    counts = unpack_struct(f"!{outbound + inbound}Q", data, counts_at)
+    sent = dict(zip(names[:outbound], counts, strict=False))
+    received = dict(zip(names[outbound:], counts[outbound:], strict=False))
+    if len(names) != len(counts) or (len(sent), len(received)) != (outbound, inbound):
+        raise CodecError("not a local snapshot: its counts are not those of its neighbours")
+    return node, SnapshotId(incarnation, initiator, n), sent, received, end
+
+
+class PackedParts(Mapping[str, LocalSnapshot]):
+    """Show parts that came packed, each with the state that came apart, by node: unpacked when one is looked at.
+
+    Looks raise `CodecError`, naming the node, if a part is none.
+    """
+
+    def __init__(self, packed: Mapping[str, tuple[bytes, bytes | StoredState | None]]) -> None:
+        self._nodes = tuple(packed)
+        self._packed = dict(packed)
+        self._parts: dict[str, LocalSnapshot] = {}
+
+    def __getitem__(self, node: str) -> LocalSnapshot:
+        packed = self._packed.get(node)
+        if packed is None:
+            return self._parts[node]
+        try:
+            part = unpack(*packed)
+        except CodecError as error:
+            raise CodecError(error.what, where=node) from error
+        # In this order, for whoever looks at the same time in another thread.
+        self._parts[node] = part
+        self._packed.pop(node, None)
+        return part
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._nodes)
+
+    def __len__(self) -> int:
+        return len(self._nodes)
 
 
 def _channels(row: list[Any], data: bytes, at: int) -> tuple[dict[str, ChannelState], int]:
@@ -240,10 +312,8 @@ def _channels(row: list[Any], data: bytes, at: int) -> tuple[dict[str, ChannelSt
 
 def _not_a_row(row: object) -> CodecError:
     """Return what is wrong with a list that is not that of a part on its way."""
-    if type(row) is not list or not row:
+    if type(row) is not list:
         return CodecError(f"not a local snapshot: a {type(row).__name__}")
-    if type(row[0]) is not int or row[0] != FORMAT:
-        return CodecError(f"a local snapshot of format {_shown(row[0])}, this version reads {FORMAT}")
     fields = dict(zip(_WAY, row, strict=False))
     if fields.get("channels", {}) is None and not fields.get("in flight"):
         fields["channels"] = {}  # All of them are empty.

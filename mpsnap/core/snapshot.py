@@ -7,7 +7,7 @@ Rules a maintainer keeps:
 - A `GlobalSnapshot` is a value: nothing in it changes, and it holds every node and every channel of its topology, empty
   channels too. What is missing is an error of `verify`, never an empty list.
 - `verify` trusts nothing but counts: it does not ask how the parts came about. It runs on every snapshot taken, in
-  production, and is the oracle of every test. It proves the cut, not what the user's capture put into a state:
+  production, unless `emptycut` has proven that one as it came, and is the oracle of every test. It proves the cut, not what the user's capture put into a state:
   invariants are for that.
 - Reading runs no code from a snapshot. Values are decoded when they are looked at, by the codec given.
 
@@ -165,6 +165,7 @@ class GlobalSnapshot:
         locals_: The local snapshots by node.
         codecs: How to read each node's values.
         duration: Seconds from the wish to the merge, None where there is no clock.
+        empty: Whether it is proven already that this is a complete and consistent cut with nothing in flight.
 
     Example:
         >>> snapshot.nodes["N1"].state                    # doctest: +SKIP
@@ -182,6 +183,7 @@ class GlobalSnapshot:
         locals_: Mapping[str, LocalSnapshot],
         codecs: Mapping[str, Codec],
         duration: float | None = None,
+        empty: bool = False,
     ) -> None:
         self.number = number
         self.id = snapshot_id
@@ -189,7 +191,7 @@ class GlobalSnapshot:
         self.topology = topology
         self.duration = duration
         self._locals = locals_
-        self._proven = False
+        self._proven = empty
         #: How many messages are in flight, once that is proven.
         self._in_flight = 0
         self._codecs = codecs

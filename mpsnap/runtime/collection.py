@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mpsnap.core.codec import Codec
-from mpsnap.core.errors import CodecError, MpsnapError, ProtocolError, SnapshotError, SnapshotLost
+from mpsnap.core.emptycut import EmptyCut
+from mpsnap.core.errors import MpsnapError, ProtocolError, SnapshotError, SnapshotLost
 from mpsnap.core.events import Progress
-from mpsnap.core.part import unpack
-from mpsnap.core.protocol import LocalSnapshot, SnapshotId
+from mpsnap.core.part import PackedParts
+from mpsnap.core.protocol import SnapshotId
 from mpsnap.core.snapshot import GlobalSnapshot, StoredState
 from mpsnap.core.topology import Topology
 
@@ -48,9 +49,8 @@ class Collection:
         self.initiators = initiators
         self.began = began
         self.timeout = timeout
-        #: Parts that have come in, by node: as they came, and their states if these came apart. They are unpacked when
-        #: all are there and one after another, which takes a third of the time that it takes each time one comes in;
-        #: and for that time the supervisor would keep a processor from the nodes that are not so far.
+        #: Parts that have come in, by node: as they came, and their states if these came apart. They are not unpacked
+        #: before all are there: for that time the supervisor would keep a processor from the nodes that are not so far.
         self.parts: dict[str, tuple[bytes, bytes | StoredState | None]] = {}
         #: How many commands had been given to nodes when it began.
         self.disturbances = 0
@@ -113,21 +113,22 @@ class Collection:
         """Return the nodes that have not reported."""
         return tuple(node for node in topology.nodes if node not in self.parts)
 
-    def merge(self, number: int, topology: Topology, codecs: Mapping[str, Codec], now: float) -> GlobalSnapshot:
-        """Return the global snapshot, verified.
+    def merge(
+        self, number: int, topology: Topology, empty_cut: EmptyCut, codecs: Mapping[str, Codec], now: float
+    ) -> GlobalSnapshot:
+        """Return the global snapshot, proven.
 
         Raises:
             ConsistencyError: It is not consistent or not complete.
             CodecError: A part is not what a node packs.
         """
-        parts: dict[str, LocalSnapshot] = {}
-        for node, (data, state) in self.parts.items():
-            try:
-                parts[node] = unpack(data, state)
-            except CodecError as error:
-                raise CodecError(error.what, where=node) from error
-        snapshot = GlobalSnapshot(number, self.id, self.initiators, topology, parts, codecs, duration=now - self.began)
-        snapshot.verify()
+        empty = empty_cut.holds(self.id, self.parts)
+        parts = PackedParts(self.parts)
+        snapshot = GlobalSnapshot(
+            number, self.id, self.initiators, topology, parts, codecs, duration=now - self.began, empty=empty
+        )
+        if not empty:
+            snapshot.verify()
         return snapshot
 
     def expired(self, topology: Topology, doing: Callable[[str], str]) -> SnapshotError:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 
 from mpsnap.core.codec import Codec
+from mpsnap.core.emptycut import EmptyCut
 from mpsnap.core.errors import CodecError, ConsistencyError, MpsnapError, SnapshotError, StoreError
 from mpsnap.core.events import Event, Initiated, SnapshotAbandoned, SnapshotCompleted, SnapshotInitiated
 from mpsnap.core.protocol import FinishedIds, SnapshotId
@@ -63,6 +64,7 @@ class Snapshots:
         doing: Callable[[str], str],
     ) -> None:
         self._topology = topology
+        self._empty_cut = EmptyCut(topology)
         self._codecs = codecs
         self._incarnation = incarnation
         self._timeout = timeout
@@ -273,9 +275,12 @@ class Snapshots:
 
     def _complete(self, collection: Collection) -> None:
         probe = collection.number is None
+        undisturbed = self._commands == 0 and collection.disturbances == self._disturbances
         number = self._commits.upcoming if collection.number is None else collection.number
         try:
-            snapshot = collection.merge(number, self._topology, self._codecs, time.monotonic())
+            snapshot = collection.merge(number, self._topology, self._empty_cut, self._codecs, time.monotonic())
+            # Only then does anybody ask.
+            terminated = self._probing and undisturbed and snapshot.terminated
             if not probe:
                 final = collection.id == self._final
                 self._commits.commit(snapshot, recovery_point=collection.recovery_point, final=final)
@@ -283,9 +288,6 @@ class Snapshots:
             self._close(collection, error)
             return
         self._close(collection, None)
-        undisturbed = self._commands == 0 and collection.disturbances == self._disturbances
-        # Only then does anybody ask.
-        terminated = self._probing and undisturbed and snapshot.terminated
         if probe and not terminated:
             self._probe_later(collection)
         elif probe and self._commits.keeps:

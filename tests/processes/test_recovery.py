@@ -26,7 +26,8 @@ class Case(NamedTuple):
     @property
     def at_the_end(self) -> bool:
         """Whether nobody comes to harm before the cluster is asked to stop."""
-        return any(point.name in ("on_stop", "after_halt", "last_record", "leaving") for plan in self.plan.values() for point in plan)
+        late = ("on_stop", "after_halt", "last_record", "leaving")
+        return any(point.name in late for plan in self.plan.values() for point in plan)
 
 
 def at(name: str, action: str = "kill9", hit: int = 1, incarnation: int | None = 0) -> tuple[Failpoint, ...]:
