@@ -42,7 +42,7 @@ WIDE_READ_BYTES = 120 * 1024
 #: with every batch, and with it all that goes by the size of messages would have to be reckoned anew.
 LEAST_BYTES = 16
 
-#: A pipe that is full of frames of at least this size is made as wide as a user may make it.
+#: What a large frame is: a pipe that is full of them is made as wide as a user may make it.
 _LARGE_BYTES, _WIDE_BYTES = 16 * 1024, 1 << 20
 
 #: Bytes that follow, kind, number of the first message or count of the marker, how many messages.
@@ -257,7 +257,9 @@ class QueueReceiver(Receiver):
             if kind == _MARKER:
                 items.append(_marker((_snapshot_id(data[body:at]), number)))
             else:
-                items.append((number, PackedBatch(count, data[body:at])))
+                # A large one is copied once, when it is unpacked; a small one must not keep all that was read with it.
+                whole = data if length < _LARGE_BYTES else memoryview(data)
+                items.append((number, PackedBatch(count, whole[body:at])))
             end, needed = at + _HEADER_BYTES, _HEADER_BYTES
         if at < size:
             self._rest, self._length, self._needed = [data[at:]], size - at, needed

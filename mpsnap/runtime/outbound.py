@@ -28,7 +28,7 @@ from mpsnap.runtime.deadlock import REPORT_SECONDS
 
 #: A batch leaves at this many messages or, going by the size of the last ones, at about this many bytes.
 BATCH_MESSAGES = 256
-BATCH_BYTES = 48 * 1024
+BATCH_BYTES = 96 * 1024
 #: A channel is quiet if nothing has left on it for so long; and the age at which a message waits no more.
 QUIET_SECONDS = 0.001
 AGE_SECONDS = 0.001
