@@ -7,8 +7,8 @@ Rules a maintainer keeps:
 - A `GlobalSnapshot` is a value: nothing in it changes, and it holds every node and every channel of its topology, empty
   channels too. What is missing is an error of `verify`, never an empty list.
 - `verify` trusts nothing but counts: it does not ask how the parts came about. It runs on every snapshot taken, in
-  production, unless `emptycut` has proven that one as it came, and is the oracle of every test. It proves the cut, not what the user's capture put into a state:
-  invariants are for that.
+  production, unless `emptycut` has proven that one as it came, and is the oracle of every test. It proves the cut, not
+  what the user's capture put into a state: invariants are for that.
 - Reading runs no code from a snapshot. Values are decoded when they are looked at, by the codec given.
 
 Paper: section 2 (a consistent global state), theorem of section 4; the counting argument is the one the paper uses to
