@@ -57,8 +57,8 @@ MUTATIONS = [
     Mutation(
         "a part is that of its node in this snapshot before its counts are compared",
         "emptycut.py",
-        "            if not data.startswith(begins):\n",
-        "            if not data:\n",
+        "            if not data.startswith(begins) or not is_whole(data, end):\n",
+        "            if not is_whole(data, end):\n",
         "test_emptycut.py::test_what_is_not_the_whole_of_this_cut_is_not_taken_for_it",
     ),
     Mutation(

@@ -18,7 +18,7 @@ from operator import itemgetter
 from struct import Struct
 from typing import Any
 
-from mpsnap.core.part import front, names_in
+from mpsnap.core.part import front, is_whole, names_in
 from mpsnap.core.protocol import SnapshotId
 from mpsnap.core.snapshot import StoredState
 from mpsnap.core.topology import Topology
@@ -59,13 +59,10 @@ class EmptyCut:
         for node, (names, outbound, inbound) in self._nodes.items():
             data, state = parts[node]
             begins, end = front(snapshot_id, names, outbound, inbound, apart=state is not None, empty=True)
-            if not data.startswith(begins):
+            if not data.startswith(begins) or not is_whole(data, end):
                 return False
             counts.append(data[len(begins) : end])
-        packed = b"".join(counts)
-        if len(packed) != self._counts.size:
-            return False
-        numbers = self._counts.unpack(packed)
+        numbers = self._counts.unpack(b"".join(counts))
         return bool(self._sent(numbers) == self._received(numbers))
 
 

@@ -14,12 +14,10 @@ fields, and messages are written by the plain codec, block by block. Neither for
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain, islice, product
-from struct import Struct
-from struct import pack as pack_struct
-from struct import unpack_from as unpack_struct
 from typing import Any
 
 import msgpack
@@ -43,9 +41,9 @@ _MOST = (1 << 64) - 1
 #: What a part on its way begins with: its format, whether its state travels apart, whether nothing is in flight, the
 #: incarnation and the number of its snapshot, how many channels lead out and how many in, how long the names are.
 #: Behind that come the names; the counts, 8 bytes each; how long the list is; the list; the messages in flight.
-_FRONT = Struct("!B??QQIII")
+_FRONT = struct.Struct("!B??QQIII")
 _COUNT_BYTES = 8
-_LENGTH = Struct("!Q")
+_LENGTH = struct.Struct("!Q")
 #: Where it says whether nothing is in flight.
 _EMPTY_AT = 2
 _PLAIN = Codec()
@@ -152,6 +150,12 @@ def front(
     return begins, len(begins) + _COUNT_BYTES * (outbound + inbound)
 
 
+def is_whole(data: bytes, at: int) -> bool:
+    """Return whether a part with nothing in flight, whose counts end at `at`, has its list behind them and no more."""
+    size = len(data) - at - _LENGTH.size
+    return size >= 0 and _LENGTH.unpack_from(data, at)[0] == size
+
+
 def pack(local: LocalSnapshot, *, apart: bool = False) -> bytes:
     """Return a local snapshot as bytes for the way; `local.captured` must be a `Captured`.
 
@@ -186,7 +190,7 @@ def pack(local: LocalSnapshot, *, apart: bool = False) -> bytes:
     _packers.append(packer)
     names = names_in(local.node, tuple(sent), tuple(received))
     begins, _ = front(snapshot_id, names, len(sent), len(received), apart=apart, empty=empty)
-    counts = pack_struct(f"!{len(sent) + len(received)}Q", *sent.values(), *received.values())
+    counts = struct.pack(f"!{len(sent) + len(received)}Q", *sent.values(), *received.values())
     # Behind the rest, and not in it: a hundred thousand messages are copied once, and not at all when they are read.
     return b"".join((begins, counts, _LENGTH.pack(len(packed)), packed, *bodies))
 
@@ -247,7 +251,7 @@ def _read_front(
         raise CodecError(f"not a local snapshot: {told(error)}") from error
     if apart is (state is None):
         raise _states(state)
-    counts = unpack_struct(f"!{outbound + inbound}Q", data, counts_at)
+    counts = struct.unpack_from(f"!{outbound + inbound}Q", data, counts_at)
     sent = dict(zip(names[:outbound], counts, strict=False))
     received = dict(zip(names[outbound:], counts[outbound:], strict=False))
     if len(names) != len(counts) or (len(sent), len(received)) != (outbound, inbound):
