@@ -132,10 +132,11 @@ def test_messages_that_are_not_where_the_part_says_are_refused(batches: list[int
 
 
 def test_what_was_read_with_others_can_be_copied_and_pickled_alone() -> None:
-    local = one_part()._replace(channels={"A": ChannelState(3, (1, "two"))})
-    (state,) = unpack(pack(local)).channels.values()
-    for again in (copy.deepcopy(state), pickle.loads(pickle.dumps(state))):
-        assert tuple(again.payloads) == (1, "two")
+    for payloads in ((1, "two"), Chained([pack_batch([1]), pack_batch(["two"])])):
+        local = one_part()._replace(channels={"A": ChannelState(3, payloads)})
+        (state,) = unpack(pack(local)).channels.values()
+        for again in (copy.deepcopy(state), pickle.loads(pickle.dumps(state))):
+            assert tuple(again.payloads) == (1, "two")
 
 
 @given(local_snapshots())

@@ -17,7 +17,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import chain, islice, product
+from itertools import accumulate, chain, islice, product
 from typing import Any
 
 import msgpack
@@ -302,16 +302,42 @@ def _channels(row: list[Any], data: bytes, at: int) -> tuple[dict[str, ChannelSt
     for src, numbers in in_flight.items():
         if len(numbers) % 2:
             raise CodecError("not a local snapshot: messages without a length", where=src)
-        found = []
-        for k in range(0, len(numbers), 2):
-            size, length = numbers[k], numbers[k + 1]
-            if size < 0 or not 0 <= length <= len(data) - at:
-                raise CodecError("not a local snapshot: messages are missing", where=src)
-            found.append(PackedBatch(size, bodies[at : at + length]))
-            at += length
-        if found:
-            channels[src] = ChannelState(channels[src].first, Chained(found) if len(found) > 1 else found[0])
+        length = sum(numbers[1::2])
+        if min(numbers, default=0) < 0 or length > len(data) - at:
+            raise CodecError("not a local snapshot: messages are missing", where=src)
+        if numbers:
+            body = bodies[at : at + length]
+            payloads = _Run(numbers, body) if len(numbers) > 2 else PackedBatch(numbers[0], body)
+            channels[src] = ChannelState(channels[src].first, payloads)
+        at += length
     return channels, at
+
+
+class _Run(Chained):
+    """Show batches as they came, behind one another; taken apart when somebody looks, as whoever counts does not.
+
+    Of each, `numbers` has how many messages and how many bytes it is.
+    """
+
+    __slots__ = ("_body", "_numbers")
+
+    def __init__(self, numbers: list[int], body: memoryview) -> None:
+        self._numbers = numbers
+        self._body = body
+
+    def __len__(self) -> int:
+        return sum(self._numbers[::2])
+
+    @property
+    def batches(self) -> tuple[PackedBatch, ...]:
+        """The batches, in order; made anew at every look."""
+        ends = [*accumulate(self._numbers[1::2])]
+        bodies = [self._body[at:end] for at, end in zip([0, *ends], ends, strict=False)]
+        return tuple(map(PackedBatch, self._numbers[::2], bodies))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # As with one batch: a view cannot be pickled, and a copy need not keep what was read with it.
+        return Chained, (self.batches,)
 
 
 def _not_a_row(row: object) -> CodecError:

@@ -273,10 +273,15 @@ class _Inbox:
 class Chained(Sequence[object]):
     """Show batches of payloads one after another as one sequence, without touching what is in them."""
 
-    __slots__ = ("batches",)
+    __slots__ = ("_batches",)
 
     def __init__(self, batches: Iterable[Sequence[object]]) -> None:
-        self.batches = tuple(batches)
+        self._batches = tuple(batches)
+
+    @property
+    def batches(self) -> tuple[Sequence[object], ...]:
+        """The batches, in order."""
+        return self._batches
 
     def __len__(self) -> int:
         return sum(map(len, self.batches))
