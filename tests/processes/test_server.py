@@ -567,6 +567,8 @@ def test_the_run_goes_on_whatever_becomes_of_its_control_process(place: Place) -
         path = place.folder / "out" / f"{max(numbers) - 1}.json"
         return int(json.loads(path.read_text())["nodes"]["N1"]["state"]["ticks"])
 
+    wait_until(lambda: len(list((place.folder / "out").glob("*.json"))) > 1, "a snapshot that is whole")
+
     def goes_on() -> None:
         before = ticks()
         wait_until(lambda: ticks() > before, "the next snapshot to show another state")
