@@ -95,8 +95,9 @@ class Terminal:
             goes_on = self._feed()
         return text
 
-    def see_text(self, text: str) -> str:
-        return self.see(lambda shown: text in shown, repr(text))
+    def see_text(self, *texts: str) -> str:
+        """Return what stands on the screen as soon as all of these do: one picture may come in several pieces."""
+        return self.see(lambda shown: all(text in shown for text in texts), " and ".join(map(repr, texts)))
 
     def see_none(self, text: str) -> str:
         return self.see(lambda shown: text not in shown, f"end of {text!r}")

@@ -56,14 +56,18 @@ def run(folder: Path) -> Iterator[FakeRun]:
 
 def test_it_shows_nodes_channels_and_snapshots_and_leaves_nothing_on_the_screen(run: FakeRun, folder: Path) -> None:
     with Terminal(folder) as top:
-        text = top.see_text("SNAPSHOTS")
-        assert "tokens-4711  running for 12.3 s  tokens on ring:8" in text
-        assert "8 nodes" in text
-        assert "> N1" in text
-        assert all(f"  N{k}  " in text for k in range(2, 9))
+        text = top.see_text(
+            "tokens-4711  running for 12.3 s  tokens on ring:8",
+            "8 nodes",
+            "> N1",
+            *(f"  N{k}  " for k in range(2, 9)),
+            "N8->N7  ",
+            "N8->N6  ",
+            "SNAPSHOTS",
+            "#0     N3       completed",
+            "#1     N3       recording      1/2             waits for N2; N2->N1",
+        )
         assert text.index("N8->N7  ") < text.index("N8->N6  ")
-        assert "#0     N3       completed" in text
-        assert "#1     N3       recording      1/2             waits for N2; N2->N1" in text
         # What changes is drawn in place, at once.
         run.show(busy(uptime_s=77.0))
         top.see_text("running for 77.0 s")
@@ -146,7 +150,7 @@ def test_keys_change_what_is_shown(run: FakeRun, folder: Path) -> None:
         top.see_text("take a snapshot that begins at the selected node")
         top.press("w")
         top.see_text("about to take: ")
-        assert "all is well" in top.see_text("WHY")
+        top.see_text("WHY", "all is well")
         top.press("wn")
         top.see_text("NODES")
         top.press("q")
@@ -155,9 +159,7 @@ def test_keys_change_what_is_shown(run: FakeRun, folder: Path) -> None:
 
 def test_a_run_of_64_nodes_can_be_walked_through(folder: Path) -> None:
     with FakeRun(folder, busy(64)), Terminal(folder) as top:
-        text = top.see_text("CHANNELS  1-3 of 4032")
-        assert "NODES  1-" in text
-        assert "SNAPSHOTS" in text
+        top.see_text("NODES  1-", "CHANNELS  1-3 of 4032", "SNAPSHOTS")
         for step in range(1, 64):
             top.press("j")
             if step % 9 == 0:
@@ -273,8 +275,7 @@ def test_hostile_names_do_not_steer_the_terminal(folder: Path) -> None:
     with FakeRun(folder, hostile()) as run, Terminal(folder, columns=120) as top:
         run.answers["why"] = lambda _: why_document(run.status, {})
         run.answers["pause"] = lambda _: {"paused": [HOSTILE]}
-        text = top.see_text("SNAPSHOTS")
-        assert r"\x1b]0;owned\x07" in text
+        top.see_text(r"\x1b]0;owned\x07", "SNAPSHOTS")
         top.press("w")
         top.see_text("WHY")
         top.press("wp")
@@ -300,7 +301,7 @@ def test_colours_only_where_there_are_any(run: FakeRun, folder: Path, term: str,
 
 def test_what_stays_the_same_is_not_drawn_again(run: FakeRun, folder: Path) -> None:
     with Terminal(folder) as top:
-        top.see_text("SNAPSHOTS")
+        top.see_text("SNAPSHOTS", "waits for N2; N2->N1")
         before = len(top.written)
         for k in range(20):
             run.show(busy(uptime_s=20.0 + k))
