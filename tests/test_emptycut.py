@@ -96,8 +96,8 @@ CHANGES: dict[str, Change] = {
     "one is of another format": lambda parts: parts.update(B=(b"\xff" + parts["B"][0][1:], None)),
     "one breaks off in its list": lambda parts: parts.update(B=(parts["B"][0][:-1], None)),
     "one goes on behind its list": lambda parts: parts.update(B=(parts["B"][0] + b"1", None)),
-    "one breaks off behind its counts": lambda parts: parts.update(B=(parts["B"][0][:54], None)),
-    "one breaks off in its counts": lambda parts: parts.update(B=(parts["B"][0][:45], None)),
+    "one breaks off behind its counts": lambda parts: parts.update(B=(parts["B"][0][:57], None)),
+    "one breaks off in its counts": lambda parts: parts.update(B=(parts["B"][0][:50], None)),
     "one is empty": lambda parts: parts.update(B=(b"", None)),
 }
 

@@ -280,7 +280,7 @@ def quiet_part() -> LocalSnapshot:
 
 def halves(data: bytes) -> tuple[bytes, bytes]:
     """Return what stands in front of the list of a part on its way, and the list."""
-    _, _, _, _, _, outbound, inbound, names = struct.unpack_from(FRONT, data)
+    *_, outbound, inbound, names = struct.unpack_from(FRONT, data)
     at = struct.calcsize(FRONT) + names + 8 * (outbound + inbound)
     return data[:at], data[at + 8 :]
 
@@ -331,7 +331,8 @@ def test_another_format_is_refused_by_name(version: int) -> None:
 
 
 #: Of a part on its way: its format, apart, empty, incarnation, n, channels out and in, length of the names.
-FRONT = "!B??QQIII"
+#: With an initiator whose name is one letter.
+FRONT = "!B??QQI1sIII"
 
 
 @pytest.mark.parametrize(
@@ -339,9 +340,11 @@ FRONT = "!B??QQIII"
     [
         (1, True, "its state is left out"),
         (2, True, "it says of its channels what is not so"),
-        *((place, by, "its counts are missing") for place in (5, 6, 7) for by in (1000, 2**32 - 1)),
-        *((place, by, "not those of its neighbours") for place in (5, 6) for by in (0, 2)),
-        (7, 3, "not those of its neighbours"),
+        *((5, by, "its names are missing") for by in (1000, 2**32 - 1)),
+        *((5, by, "its counts are missing") for by in (0, 2)),
+        *((place, by, "its counts are missing") for place in (7, 8, 9) for by in (1000, 2**32 - 1)),
+        *((place, by, "not those of its neighbours") for place in (7, 8) for by in (0, 2)),
+        (9, 3, "not those of its neighbours"),
     ],
 )
 def test_a_front_that_says_what_is_not_so_is_refused(place: int, value: int, words: str) -> None:

@@ -30,7 +30,7 @@ from mpsnap.core.protocol import Chained, ChannelState, EmptyChannels, LocalSnap
 from mpsnap.core.snapshot import Captured, StoredState, Timer
 
 #: Version of the bytes on their way; a reader refuses any other.
-FORMAT = 6
+FORMAT = 7
 #: Version of those that are kept.
 LASTING_FORMAT = "lasting 1"
 #: Messages in one block of the lasting form: enough to be quick, and few enough to take no room while they are written.
@@ -39,10 +39,12 @@ BLOCK_MESSAGES = 16_384
 _MOST = (1 << 64) - 1
 
 #: What a part on its way begins with: its format, whether its state travels apart, whether nothing is in flight, the
-#: incarnation and the number of its snapshot, how many channels lead out and how many in, how long the names are.
-#: Behind that come the names; the counts, 8 bytes each; how long the list is; the list; the messages in flight.
-_FRONT = struct.Struct("!B??QQIII")
-_COUNT_BYTES = 8
+#: incarnation and the number of its snapshot, how long the initiator's name is; and that name.
+_HEAD = struct.Struct("!B??QQI")
+#: Then: how many channels lead out and how many in, how long the names are; and the names. Behind them come the counts,
+#: 8 bytes each; how long the list is, 8 bytes too; the list; the messages in flight.
+_SIZES = struct.Struct("!III")
+NUMBER_BYTES = 8
 _LENGTH = struct.Struct("!Q")
 #: Where it says whether nothing is in flight.
 _EMPTY_AT = 2
@@ -134,26 +136,18 @@ _ROWS = frozenset(
 _packers: list[msgpack.Packer] = []
 
 
-@lru_cache(maxsize=256)
-def names_in(node: str, outbound: tuple[str, ...], inbound: tuple[str, ...]) -> bytes:
-    """Return how the names in a part are written: its node's, then its neighbours' in the order of the counts."""
-    return "\0".join((node, *outbound, *inbound)).encode()
-
-
-def front(
-    snapshot_id: SnapshotId, names: bytes, outbound: int, inbound: int, *, apart: bool, empty: bool
-) -> tuple[bytes, int]:
-    """Return all that can be said beforehand of how the bytes of a part begin, and where the counts behind that end."""
+def head(snapshot_id: SnapshotId, apart: bool, empty: bool) -> bytes:
+    """Return how the bytes of a part begin: what all parts of one snapshot have in common."""
     incarnation, initiator, n = snapshot_id
-    text = initiator.encode() + b"\0" + names
-    begins = _FRONT.pack(FORMAT, apart, empty, incarnation, n, outbound, inbound, len(text)) + text
-    return begins, len(begins) + _COUNT_BYTES * (outbound + inbound)
+    name = initiator.encode()
+    return _HEAD.pack(FORMAT, apart, empty, incarnation, n, len(name)) + name
 
 
-def is_whole(data: bytes, at: int) -> bool:
-    """Return whether a part with nothing in flight, whose counts end at `at`, has its list behind them and no more."""
-    size = len(data) - at - _LENGTH.size
-    return size >= 0 and _LENGTH.unpack_from(data, at)[0] == size
+@lru_cache(maxsize=256)
+def whose(node: str, outbound: tuple[str, ...], inbound: tuple[str, ...]) -> bytes:
+    """Return what follows: what all parts of one node have in common, its neighbours in the order of the counts."""
+    names = "\0".join((node, *outbound, *inbound)).encode()
+    return _SIZES.pack(len(outbound), len(inbound), len(names)) + names
 
 
 def pack(local: LocalSnapshot, *, apart: bool = False) -> bytes:
@@ -188,11 +182,10 @@ def pack(local: LocalSnapshot, *, apart: bool = False) -> bytes:
     packer = _packers.pop() if _packers else msgpack.Packer(unicode_errors="surrogatepass", default=_lowered)
     packed = packer.pack(row)
     _packers.append(packer)
-    names = names_in(local.node, tuple(sent), tuple(received))
-    begins, _ = front(snapshot_id, names, len(sent), len(received), apart=apart, empty=empty)
-    counts = struct.pack(f"!{len(sent) + len(received)}Q", *sent.values(), *received.values())
+    numbers = struct.pack(f"!{len(sent) + len(received) + 1}Q", *sent.values(), *received.values(), len(packed))
+    begins = head(snapshot_id, apart, empty), whose(local.node, tuple(sent), tuple(received))
     # Behind the rest, and not in it: a hundred thousand messages are copied once, and not at all when they are read.
-    return b"".join((begins, counts, _LENGTH.pack(len(packed)), packed, *bodies))
+    return b"".join((*begins, numbers, packed, *bodies))
 
 
 def unpack(data: bytes, state: bytes | StoredState | None = None) -> LocalSnapshot:
@@ -236,17 +229,23 @@ def _read_front(
     data: bytes, state: bytes | StoredState | None
 ) -> tuple[str, SnapshotId, dict[str, int], dict[str, int], int]:
     """Return whose part it is, the counts, and where they end."""
-    if len(data) < _FRONT.size:
+    if len(data) < _HEAD.size:
         raise CodecError(f"{len(data)} bytes are not a local snapshot")
-    found, apart, _, incarnation, n, outbound, inbound, length = _FRONT.unpack_from(data)
+    found, apart, _, incarnation, n, length = _HEAD.unpack_from(data)
     if found != FORMAT:
         raise CodecError(f"a local snapshot of format {found}, this version reads {FORMAT}")
-    counts_at = _FRONT.size + length
-    end = counts_at + _COUNT_BYTES * (outbound + inbound)
+    sizes_at = _HEAD.size + length
+    names_at = sizes_at + _SIZES.size
+    if len(data) < names_at:
+        raise CodecError(f"{len(data)} bytes are not a local snapshot: its names are missing")
+    outbound, inbound, length = _SIZES.unpack_from(data, sizes_at)
+    counts_at = names_at + length
+    end = counts_at + NUMBER_BYTES * (outbound + inbound)
     if len(data) < end + _LENGTH.size:
         raise CodecError(f"{len(data)} bytes are not a local snapshot: its counts are missing")
     try:
-        initiator, node, *names = data[_FRONT.size : counts_at].decode().split("\0")
+        initiator = data[_HEAD.size : sizes_at].decode()
+        node, *names = data[names_at:counts_at].decode().split("\0")
     except ValueError as error:
         raise CodecError(f"not a local snapshot: {told(error)}") from error
     if apart is (state is None):

@@ -594,7 +594,8 @@ class SnapshotProtocol:
         return (Report(local),)
 
     def _all_sent(self) -> dict[str, int]:
-        return {dst: outbox.sent for dst, outbox in self.outboxes.items()}
+        # As `Outbox.sent` says, without a call for each.
+        return {dst: outbox._collected + len(outbox.payloads) for dst, outbox in self.outboxes.items()}
 
     def _all_received(self) -> dict[str, int]:
         received = dict(self._seen)

@@ -48,6 +48,7 @@ _LARGE_BYTES, _WIDE_BYTES = 16 * 1024, 1 << 20
 #: Bytes that follow, kind, number of the first message or count of the marker, how many messages.
 _HEADER = struct.Struct("!QBQI")
 _HEADER_BYTES = _HEADER.size
+_KIND_AT = 8
 _SMALL_BYTES = 128
 _BATCH, _MARKER = range(2)
 #: A marker's body: incarnation and `n` of its snapshot's id; behind them the initiator.
@@ -153,11 +154,17 @@ class QueueSender(Sender):
         return self._write(_HEADER.pack(length, _BATCH, first, size), data)
 
     def send_marker(self, snapshot_id: SnapshotId, sent: int) -> bool:
-        body = _id_bytes(snapshot_id)
-        frame = _HEADER.pack(len(body), _MARKER, sent, 0) + body
-        # So few bytes a pipe takes at once or not at all (PIPE_BUF).
-        if not self._backlog and self._try(os.write, frame):
-            return True
+        frame = _marker_frame(snapshot_id, sent)
+        if not self._backlog:
+            # So few bytes a pipe takes at once or not at all (PIPE_BUF).
+            try:
+                os.write(self._fd, frame)
+            except BlockingIOError:
+                pass
+            except BrokenPipeError:
+                raise _gone() from None
+            else:
+                return True
         self._backlog.append(memoryview(frame))
         return False
 
@@ -203,7 +210,7 @@ class QueueSender(Sender):
         except BlockingIOError:
             return 0
         except BrokenPipeError:
-            raise ClusterError("the reader of a channel is gone") from None
+            raise _gone() from None
 
 
 class QueueReceiver(Receiver):
@@ -226,9 +233,15 @@ class QueueReceiver(Receiver):
             data = os.read(self._fd, self._most)
         except BlockingIOError:
             return []
-        if not data:
+        size = len(data)
+        if _HEADER_BYTES <= size < _SMALL_BYTES and data[_KIND_AT] == _MARKER and not self._rest:
+            # Alone, as it mostly comes where little is sent, and then there is nothing to go through.
+            marker = _lone_marker(data)
+            if marker is not None:
+                return [marker]
+        if not size:
             raise ClusterError("the writer of a channel is gone")
-        self._most = WIDE_READ_BYTES if len(data) >= READ_BYTES else READ_BYTES
+        self._most = WIDE_READ_BYTES if size >= READ_BYTES else READ_BYTES
         if self._rest:
             self._rest.append(data)
             self._length += len(data)
@@ -236,12 +249,7 @@ class QueueReceiver(Receiver):
                 return []
             data = b"".join(self._rest)
             self._rest = []
-        size = len(data)
-        if size < _SMALL_BYTES and size >= _HEADER_BYTES:
-            length, kind, sent, _ = _HEADER.unpack_from(data)
-            if kind == _MARKER and size == _HEADER_BYTES + length:
-                # Alone, as it mostly comes where little is sent, and then there is nothing to go through.
-                return [_marker((_snapshot_id(data[_HEADER_BYTES:]), sent))]
+            size = len(data)
         items: list[Batch | Marker] = []
         at = 0
         end = needed = _HEADER_BYTES
@@ -276,7 +284,24 @@ class QueueReceiver(Receiver):
 _marker: Callable[[tuple[SnapshotId, int]], Marker] = partial(tuple.__new__, Marker)
 
 
-# A snapshot's marker goes over every channel of a node and comes in on every one.
+def _gone() -> ClusterError:
+    return ClusterError("the reader of a channel is gone")
+
+
+# A snapshot's marker goes over every channel of a node and comes in on every one; where little was sent, or the same on
+# all of them, it is even the same to the last byte.
+@lru_cache(maxsize=64)
+def _marker_frame(snapshot_id: SnapshotId, sent: int) -> bytes:
+    body = _id_bytes(snapshot_id)
+    return _HEADER.pack(len(body), _MARKER, sent, 0) + body
+
+
+@lru_cache(maxsize=64)
+def _lone_marker(data: bytes) -> Marker | None:
+    length, _, sent, _ = _HEADER.unpack_from(data)
+    return _marker((_snapshot_id(data[_HEADER_BYTES:]), sent)) if len(data) == _HEADER_BYTES + length else None
+
+
 @lru_cache(maxsize=64)
 def _id_bytes(snapshot_id: SnapshotId) -> bytes:
     incarnation, initiator, n = snapshot_id

@@ -80,10 +80,10 @@ class Contact:
             self._died(node)
 
     def _hear(self, node: str, notes: list[Note]) -> None:
-        for kind, *content in notes:
+        for note in notes:
             if self._broken_off:
                 return
-            self._on_note[kind](node, *content)
+            self._on_note[note[0]](node, *note[1:])
 
     def _write(self, node: str) -> None:
         control = self._nodes[node].control

@@ -14,6 +14,7 @@ import os
 import struct
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 import msgpack
 
@@ -25,7 +26,8 @@ FRAME_BYTES = 4096
 
 #: Bytes that follow, this part's number, how many parts.
 _HEADER = struct.Struct("!HII")
-_BODY_BYTES = FRAME_BYTES - _HEADER.size
+_HEADER_BYTES = _HEADER.size
+_BODY_BYTES = FRAME_BYTES - _HEADER_BYTES
 _READ_BYTES = 64 * 1024
 
 #: A kind, then what belongs to it: None, bools, ints of 64 bits, floats, str, bytes, and tuples and dicts of these.
@@ -123,11 +125,16 @@ class FrameReader:
         return notes
 
     def _parse(self, data: bytes) -> list[Note]:
+        data = self._buffer + data
+        size = len(data)
+        one = (size - _HEADER_BYTES, 0, 1)
+        if _HEADER_BYTES < size <= FRAME_BYTES and not self._parts and _HEADER.unpack_from(data) == one:
+            # So it is nearly always.
+            self._buffer = b""
+            return [_note(data[_HEADER_BYTES:])]
         notes: list[Note] = []
-        if self._buffer:
-            data = self._buffer + data
-        at, size = 0, len(data)
-        while size - at >= _HEADER.size:
+        at = 0
+        while size - at >= _HEADER_BYTES:
             length, part, parts = _HEADER.unpack_from(data, at)
             self._due = self._due if self._parts else parts
             # Before the body is waited for: in garbage the length is not one, and so many bytes may never come.
@@ -135,7 +142,8 @@ class FrameReader:
                 raise ProtocolError(
                     f"{length} bytes of part {part} of {parts} where part {len(self._parts)} of {self._due} was due"
                 )
-            body, end = at + _HEADER.size, at + _HEADER.size + length
+            body = at + _HEADER_BYTES
+            end = body + length
             if size < end:
                 break
             at = end
@@ -150,9 +158,13 @@ class FrameReader:
         return notes
 
 
+# With what never changes given beforehand: the supervisor reads one from each node for each snapshot.
+_unpack = partial(msgpack.unpackb, use_list=False, unicode_errors="surrogatepass", timestamp=2)
+
+
 def _note(data: bytes) -> Note:
     try:
-        note = msgpack.unpackb(data, use_list=False, unicode_errors="surrogatepass", timestamp=2)
+        note = _unpack(data)
     except Exception as error:
         raise ProtocolError(f"{len(data)} bytes are not a note: {told(error)}") from error
     if not isinstance(note, tuple) or not note:

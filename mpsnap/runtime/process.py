@@ -335,8 +335,7 @@ class NodeProcess(Driver):
         now = time.monotonic()
         if self._journal is not None:
             self._journal.turn(now)
-        _, turn, busy = self._slots
-        self._words[turn], self._words[busy] = int(now * 1e9), int(self._busy * 1e9)
+        self._words[self._slots.turn] = int(now * 1e9)
         self._outbound.now = now
         self._lone = len(events) == 1
         on_readable = self._on_readable
@@ -379,13 +378,17 @@ class NodeProcess(Driver):
             before = outbound.now
             runs += 1
             busy = core.busy
-        self._busy += before - began
+        self._was_busy(before - began)
         if outbound.waiting:
             # Where little is to be done, what was sent leaves before anything else is seen to: its receivers wake up
             # meanwhile, and nothing is gained by a look for more.
             outbound.flush(all_of_it=runs == 1 and not busy)
         if outbound.full or outbound.told:
             self._report_full_channels()
+
+    def _was_busy(self, seconds: float) -> None:
+        self._busy += seconds
+        self._words[self._slots.busy] = int(self._busy * 1e9)
 
     def _report_full_channels(self) -> None:
         report = self._outbound.full_report()
@@ -444,7 +447,7 @@ class NodeProcess(Driver):
         self._core.forget_pace()
         self.taken(src, number)
         outbound.now = outbound.hook_ended = time.monotonic()
-        self._busy += outbound.now - began
+        self._was_busy(outbound.now - began)
         self._slow["on_message"] = outbound.now - began >= SLOW_SECONDS
         if outbound.waiting and self._core.passive:
             outbound.flush(all_of_it=True)
