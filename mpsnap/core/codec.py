@@ -274,6 +274,9 @@ class Codec:
         Raises:
             CodecError: As `encode`; what `use` raises is passed on.
         """
+        if use is bytes:
+            # A copy either way; and so it is made in one step.
+            return self.encode(value, where)  # type: ignore[return-value]
         kinds = survey(value, self._classes)
         if kinds is None:
             value, kinds = self._in_one_piece(value, where), set()

@@ -143,7 +143,6 @@ def head(snapshot_id: SnapshotId, apart: bool, empty: bool) -> bytes:
     return _HEAD.pack(FORMAT, apart, empty, incarnation, n, len(name)) + name
 
 
-@lru_cache(maxsize=256)
 def whose(node: str, outbound: tuple[str, ...], inbound: tuple[str, ...]) -> bytes:
     """Return what follows: what all parts of one node have in common, its neighbours in the order of the counts."""
     names = "\0".join((node, *outbound, *inbound)).encode()
@@ -182,10 +181,16 @@ def pack(local: LocalSnapshot, *, apart: bool = False) -> bytes:
     packer = _packers.pop() if _packers else msgpack.Packer(unicode_errors="surrogatepass", default=_lowered)
     packed = packer.pack(row)
     _packers.append(packer)
-    numbers = struct.pack(f"!{len(sent) + len(received) + 1}Q", *sent.values(), *received.values(), len(packed))
-    begins = head(snapshot_id, apart, empty), whose(local.node, tuple(sent), tuple(received))
+    names, in_bytes = _form(local.node, tuple(sent), tuple(received))
+    numbers = in_bytes(*sent.values(), *received.values(), len(packed))
     # Behind the rest, and not in it: a hundred thousand messages are copied once, and not at all when they are read.
-    return b"".join((*begins, numbers, packed, *bodies))
+    return b"".join((head(snapshot_id, apart, empty), names, numbers, packed, *bodies))
+
+
+@lru_cache(maxsize=256)
+def _form(node: str, outbound: tuple[str, ...], inbound: tuple[str, ...]) -> tuple[bytes, Callable[..., bytes]]:
+    """Return what is the same in all parts of one node, and what makes bytes of its numbers."""
+    return whose(node, outbound, inbound), struct.Struct(f"!{len(outbound) + len(inbound) + 1}Q").pack
 
 
 def unpack(data: bytes, state: bytes | StoredState | None = None) -> LocalSnapshot:

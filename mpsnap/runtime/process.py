@@ -142,7 +142,7 @@ class NodeProcess(Driver):
 
     def __init__(self, spec: NodeSpec) -> None:
         self._spec = spec
-        self._slots = spec.board.node_slots(spec.name)
+        self._phase_at, self._turn_at, self._busy_at = spec.board.node_slots(spec.name)
         self._words = spec.board.words
         self._core: NodeCore
         self._receivers = {src: QueueReceiver(queue) for src, queue in spec.inbound.items()}
@@ -213,7 +213,7 @@ class NodeProcess(Driver):
 
     def _boot(self) -> None:
         spec = self._spec
-        self._words[self._slots.phase] = PHASE_NUMBER["importing"]
+        self._words[self._phase_at] = PHASE_NUMBER["importing"]
         fail_at("import")
         node_class = spec.program.load()
         cluster = [load_node_class(reference) for reference in spec.references]
@@ -335,7 +335,7 @@ class NodeProcess(Driver):
         now = time.monotonic()
         if self._journal is not None:
             self._journal.turn(now)
-        self._words[self._slots.turn] = int(now * 1e9)
+        self._words[self._turn_at] = int(now * 1e9)
         self._outbound.now = now
         self._lone = len(events) == 1
         on_readable = self._on_readable
@@ -388,7 +388,7 @@ class NodeProcess(Driver):
 
     def _was_busy(self, seconds: float) -> None:
         self._busy += seconds
-        self._words[self._slots.busy] = int(self._busy * 1e9)
+        self._words[self._busy_at] = int(self._busy * 1e9)
 
     def _report_full_channels(self) -> None:
         report = self._outbound.full_report()
@@ -570,7 +570,7 @@ class NodeProcess(Driver):
     def phase(self, phase: str) -> None:
         if phase != self._phase:
             self._phase = phase
-            self._words[self._slots.phase] = PHASE_NUMBER[phase]
+            self._words[self._phase_at] = PHASE_NUMBER[phase]
             if self._running and phase in _HOOKS:
                 self._hook = phase
                 self._outbound.eager = self._slow.get(phase, True)
