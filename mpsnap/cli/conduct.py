@@ -345,7 +345,7 @@ class _ScriptRunner:
             self._awaited = self._supervisor.command(step.src, {"send": step.dst, "amount": step.amount})
             self._patience = min(self._patience, time.monotonic() + SEND_SECONDS)
         elif isinstance(step, Snapshot):
-            self._awaited = self._supervisor.trigger([step.node])
+            self._awaited = self._supervisor.trigger([step.node], acknowledged=True)
             self._open[self._awaited] = step
         elif isinstance(step, Tick):
             self._next(time.monotonic() + step.count / 1000)

@@ -29,7 +29,10 @@ class SnapshotInitiated(NamedTuple):
 
 
 class Initiated(NamedTuple):
-    """A node has recorded spontaneously, or had recorded already when it was asked to."""
+    """A node has recorded spontaneously, or had recorded already when it was asked to.
+
+    Of a snapshot that was triggered, only if that was to be acknowledged.
+    """
 
     node: str
     snapshot_id: SnapshotId

@@ -175,6 +175,9 @@ class NodeProcess(Driver):
         self._slow: dict[str, bool] = {}
         #: For how many seconds hooks have run.
         self._busy = 0.0
+        #: Whether the supervisor has to hear of a snapshot that begins now: of one that it has triggered it knows, and
+        #: would wake up for nothing while the nodes need the processor.
+        self._acknowledges = True
         #: Whether every node is ready, and none has to pause, so that hooks may run.
         self._running = False
         self._stopping = False
@@ -466,8 +469,10 @@ class NodeProcess(Driver):
         # No hook runs, and everything else goes on: items are seen, markers are acted upon, questions are answered.
         self._running = False
 
-    def _on_trigger(self, told: ToldId) -> None:
+    def _on_trigger(self, told: ToldId, acknowledged: bool) -> None:
+        self._acknowledges = acknowledged
         self._core.initiate(SnapshotId(*told))
+        self._acknowledges = True
 
     def _on_abandon(self, told: ToldId) -> None:
         snapshot_id = SnapshotId(*told)
@@ -523,7 +528,8 @@ class NodeProcess(Driver):
         self._words[self._taken_slots[src]] = received
 
     def initiated(self, snapshot_id: SnapshotId) -> None:
-        self._tell("initiated", snapshot_id)
+        if self._acknowledges:
+            self._tell("initiated", snapshot_id)
 
     def fix(self, snapshot_id: SnapshotId | None, encode: Encode) -> bytes | UnfinishedState:
         fixed = self._captures.fix(snapshot_id, encode)

@@ -96,9 +96,15 @@ class Snapshots:
 
     # ------------------------------------------------------------------ beginning
 
-    def trigger(self, initiators: tuple[str, ...], timeout: float | None, *, final: bool = False) -> SnapshotId:
-        """Begin one at all of these nodes, which must reach every node; a `final` one holds how the run has ended."""
-        snapshot_id = self._trigger(initiators, timeout, numbered=True)
+    def trigger(
+        self, initiators: tuple[str, ...], timeout: float | None, *, acknowledged: bool = False, final: bool = False
+    ) -> SnapshotId:
+        """Begin one at all of these nodes, which must reach every node.
+
+        When it has recorded, each of them says so if that is to be `acknowledged`. A `final` one holds how the run has
+        ended.
+        """
+        snapshot_id = self._trigger(initiators, timeout, numbered=True, acknowledged=acknowledged)
         self._final = snapshot_id if final else self._final
         return snapshot_id
 
@@ -128,7 +134,9 @@ class Snapshots:
         if self.terminated is None:
             self._trigger(self._topology.initiators(()), None, numbered=False)
 
-    def _trigger(self, initiators: tuple[str, ...], timeout: float | None, *, numbered: bool) -> SnapshotId:
+    def _trigger(
+        self, initiators: tuple[str, ...], timeout: float | None, *, numbered: bool, acknowledged: bool = False
+    ) -> SnapshotId:
         snapshot_id = self.upcoming(initiators)
         self._triggered[initiators[0]] = self._triggered.get(initiators[0], 0) + 1
         began = time.monotonic()
@@ -137,7 +145,7 @@ class Snapshots:
             for node in self._topology.nodes:
                 self._tell(node, "pass", snapshot_id)
         for node in initiators:
-            self._tell(node, "trigger", snapshot_id)
+            self._tell(node, "trigger", snapshot_id, acknowledged)
         # While they wake up; what they say of it is not read before.
         self._learn(snapshot_id, initiators, began, timeout, numbered=numbered)
         return snapshot_id

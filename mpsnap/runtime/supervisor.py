@@ -296,18 +296,21 @@ class Supervisor:
         """Make `pump` return soon; safe at any time from any thread and signal handler."""
         self._pump.ring()
 
-    def trigger(self, initiators: Iterable[str] = (), timeout: float | None = None) -> SnapshotId:
+    def trigger(
+        self, initiators: Iterable[str] = (), timeout: float | None = None, *, acknowledged: bool = False
+    ) -> SnapshotId:
         """Begin one snapshot at all of `initiators`, and at those needed to reach every node.
 
         Returns:
-            Its id; `SnapshotCompleted` or `SnapshotAbandoned` follows for it.
+            Its id; `SnapshotCompleted` or `SnapshotAbandoned` follows for it, and before that, if it is to be
+            `acknowledged`, an `Initiated` for each node where it begins.
 
         Raises:
             TopologyError: There is no such node.
             ClusterError: The cluster is not running.
         """
         self._require_running("trigger a snapshot")
-        return self._snapshots.trigger(self.topology.initiators(initiators), timeout)
+        return self._snapshots.trigger(self.topology.initiators(initiators), timeout, acknowledged=acknowledged)
 
     def command(self, node: str, command: object) -> int:
         """Give `command`, plain data, to a node's `on_command`; `Replied` follows with the ticket returned.

@@ -1071,7 +1071,11 @@ def test_a_supervisor_is_pumped_without_any_thread() -> None:
     supervisor.command("N1", ["log", "hear, hear"])
     pump_until("Logged")
     pump_until("Replied")
-    supervisor.trigger(["N2"])
+    supervisor.trigger(["N1"])
+    pump_until("SnapshotCompleted")
+    assert "Initiated" not in seen
+    seen.clear()
+    supervisor.trigger(["N2"], acknowledged=True)
     pump_until("SnapshotCompleted")
     assert seen.index("SnapshotInitiated") < seen.index("Initiated") < seen.index("SnapshotCompleted")
     supervisor.stop()
