@@ -265,7 +265,8 @@ def _in_ms(rounds: Sequence[Sequence[float]], other: str) -> dict[str, float]:
 def latency_idle(scale: Scale) -> Iterator[Row]:
     """Latency when nothing moves, over a bare wave of frames between as many processes on as many pipes.
 
-    Both stay alive all the time and wait in the kernel while the other is measured.
+    Both stay alive all the time and wait in the kernel while the other is measured. Snapshots are verified a few at a
+    time, so that mostly nothing happens between two of them, as nothing does between two waves.
     """
     name = "latency when idle, complete:8, over a bare marker wave"
     with Pumped("complete:8") as cluster, BareWave(8) as bare:

@@ -72,7 +72,7 @@ class EmptyCut:
         Paper: section 2. With no message in flight, a cut is consistent if on each channel as many messages were
         received as were sent.
         """
-        # No loop of Python's own: all that is left for the nodes to do is done, and this is waited for.
+        # In few steps for however many parts: everything else is done by now, and this is all that is waited for.
         if parts.keys() != self._nodes.keys():
             return False
         packed, states = zip(*self._in_order(parts), strict=True)
