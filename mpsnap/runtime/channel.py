@@ -234,11 +234,16 @@ class QueueReceiver(Receiver):
         except BlockingIOError:
             return []
         size = len(data)
-        if _HEADER_BYTES <= size < _SMALL_BYTES and data[_KIND_AT] == _MARKER and not self._rest:
-            # Alone, as it mostly comes where little is sent, and then there is nothing to go through.
-            marker = _lone_marker(data)
-            if marker is not None:
-                return [marker]
+        if _HEADER_BYTES <= size < _SMALL_BYTES and not self._rest:
+            # One item alone, as they mostly come where little is sent: then there is nothing to go through.
+            if data[_KIND_AT] == _MARKER:
+                marker = _lone_marker(data)
+                if marker is not None:
+                    return [marker]
+            else:
+                length, kind, number, count = _HEADER.unpack_from(data)
+                if kind == _BATCH and length == size - _HEADER_BYTES:
+                    return [(number, PackedBatch(count, data[_HEADER_BYTES:]))]
         if not size:
             raise ClusterError("the writer of a channel is gone")
         self._most = WIDE_READ_BYTES if size >= READ_BYTES else READ_BYTES

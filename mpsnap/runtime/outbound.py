@@ -151,7 +151,10 @@ class Outbound:
             self._look_at_window(lane)
         # The next look is where the batch is full, at the line, or, after a short while of an eager channel, soon.
         full = lane.most if count and not self.eager else min(lane.most, 2 * count)
-        outbox.limit = max(count + 1, min(full, count + lane.line + 1 - sent))
+        limit = count + lane.line + 1 - sent
+        if limit > full:
+            limit = full
+        outbox.limit = limit if limit > count else count + 1
 
     def send_markers(self, snapshot_id: SnapshotId, sent: Mapping[str, int]) -> None:
         """Send a snapshot's marker to each of these nodes, behind all that was sent there: so many messages each."""
@@ -184,9 +187,9 @@ class Outbound:
         return self.now - lane.since >= AGE_SECONDS if lane.since else self.now - lane.left >= QUIET_SECONDS
 
     def _ship(self, lane: _Lane) -> None:
-        # First the count: nobody must see more messages taken than sent.
-        self._words[lane.sent_slot] = lane.outbox.sent
         first, payloads = lane.outbox.collect()
+        # First the count: nobody must see more messages taken than sent.
+        self._words[lane.sent_slot] = first + len(payloads) - 1
         if not lane.sender.send(first, payloads):
             self._await_writable(lane.sender.fileno(), True)
         if lane.sender.message_bytes != lane.message_bytes:

@@ -381,17 +381,14 @@ class NodeProcess(Driver):
             before = outbound.now
             runs += 1
             busy = core.busy
-        self._was_busy(before - began)
+        self._busy += before - began
+        self._words[self._busy_at] = int(self._busy * 1e9)
         if outbound.waiting:
             # Where little is to be done, what was sent leaves before anything else is seen to: its receivers wake up
             # meanwhile, and nothing is gained by a look for more.
             outbound.flush(all_of_it=runs == 1 and not busy)
         if outbound.full or outbound.told:
             self._report_full_channels()
-
-    def _was_busy(self, seconds: float) -> None:
-        self._busy += seconds
-        self._words[self._busy_at] = int(self._busy * 1e9)
 
     def _report_full_channels(self) -> None:
         report = self._outbound.full_report()
@@ -434,7 +431,8 @@ class NodeProcess(Driver):
                 self._core.receive_batch(src, *item)
 
     def _may_deliver(self) -> bool:
-        return self._running and self._core.passive and self._room() > 1
+        # Where there might be no room the long way is gone, which looks.
+        return self._running and not self._outbound.crowded and not self._results.backlog and self._core.passive
 
     def _deliver(self, src: str, number: int, payloads: Sequence[object]) -> None:
         """Have a lone message handled on the shortest way: nothing else waits here that it could keep waiting."""
@@ -450,7 +448,8 @@ class NodeProcess(Driver):
         self._core.forget_pace()
         self.taken(src, number)
         outbound.now = outbound.hook_ended = time.monotonic()
-        self._was_busy(outbound.now - began)
+        self._busy += outbound.now - began
+        self._words[self._busy_at] = int(self._busy * 1e9)
         self._slow["on_message"] = outbound.now - began >= SLOW_SECONDS
         if outbound.waiting and self._core.passive:
             outbound.flush(all_of_it=True)
