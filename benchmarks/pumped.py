@@ -22,7 +22,7 @@ from mpsnap.runtime.supervisor import WINDOW, Supervisor
 
 #: Snapshots that a median is taken of at least, however little time there is.
 LEAST = 3
-#: Snapshots taken one right after the other before they are verified; few, since some hold a hundred thousand messages.
+#: Snapshots taken one right after the other before they are verified.
 IN_A_ROW = 16
 
 
@@ -85,11 +85,12 @@ class Pumped:
                 if isinstance(event, SnapshotCompleted) and event.snapshot.id == wanted:
                     return event.snapshot
 
-    def latency(self, seconds: float) -> float:
+    def latency(self, seconds: float, in_a_row: int = IN_A_ROW) -> float:
         """Take one snapshot after the other for a while; return the median of the seconds that each took.
 
-        All are verified, some of them at a time: what is done between two of them takes caches from the next one, and
-        nothing is done between two of the bare waves that they are compared with.
+        All are verified, so many at a time: what is done between two of them takes caches from the next one, and
+        nothing is done between two of the bare waves that they are compared with. Where each holds much, one at a time,
+        or they would take the memory from each other.
         """
         taken: list[float] = []
         done: list[GlobalSnapshot] = []
@@ -98,7 +99,7 @@ class Pumped:
             began = time.perf_counter()
             done.append(self.snapshot())
             taken.append(time.perf_counter() - began)
-            if len(done) == IN_A_ROW:
+            if len(done) == in_a_row:
                 _verify(done)
         _verify(done)
         return statistics.median(taken)

@@ -384,7 +384,7 @@ def _buried_latency(scale: Scale) -> float:
     with Pumped("complete:8", Buried, window=2 * each, slow="N1", messages=each) as cluster:
         # Its markers come behind all messages: when it is done, all of them have left the pipes and stand in line.
         cluster.snapshot().verify()
-        seconds = cluster.latency(scale.seconds)
+        seconds = cluster.latency(scale.seconds, in_a_row=1)
         last = cluster.snapshot()
         last.verify()
         assert last.in_flight + last.nodes["N1"].state["handled"] == 7 * each, "a message was lost or doubled"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import pickle
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,17 @@ import pytest
 from mpsnap.core.errors import CodecError
 from mpsnap.runtime import capture
 from mpsnap.runtime.capture import Costs
-from mpsnap.runtime.staging import PIPE_BYTES, STAGING_BYTES, Receipt, StagedFile, Staging, fill, open_unnamed, receive
+from mpsnap.runtime.staging import (
+    PIPE_BYTES,
+    SPARE_BYTES,
+    STAGING_BYTES,
+    Receipt,
+    StagedFile,
+    Staging,
+    fill,
+    open_unnamed,
+    receive,
+)
 
 MB = 1 << 20
 
@@ -153,9 +165,14 @@ def test_a_copy_is_the_same_file_and_a_pickle_the_bytes(tmp_path: Path) -> None:
     file.close()
 
 
-def test_the_way_through_a_file_of_another_process() -> None:
+@pytest.fixture
+def staging() -> Iterator[Staging]:
+    with contextlib.closing(Staging()) as made:
+        yield made
+
+
+def test_the_way_through_a_file_of_another_process(staging: Staging) -> None:
     """This one, as it happens: small things are taken out of their file, large ones stay in it."""
-    staging = Staging()
     small, large = b"x" * STAGING_BYTES, b"x" * (STAGING_BYTES + 1)
     assert staging.put_if_large(small[:PIPE_BYTES]) == small[:PIPE_BYTES]
     ticket = staging.put_if_large(small[: PIPE_BYTES + 1])
@@ -169,6 +186,39 @@ def test_the_way_through_a_file_of_another_process() -> None:
         assert data == (received if isinstance(received, bytes) else received.read())
         if isinstance(received, StagedFile):
             received.close()
+
+
+def test_a_file_that_was_read_is_written_over_and_no_other(staging: Staging) -> None:
+    pieces = [bytes([k]) * (PIPE_BYTES + size) for k, size in enumerate((9000, 5, 9000, 1))]
+    files = set()
+    for data in pieces:
+        ticket = staging.put_if_large(data)
+        assert isinstance(ticket, tuple)
+        assert receive(os.getpid(), ticket) == data
+        files.add(os.stat(ticket[0]).st_ino)
+        staging.release(ticket[0])
+    assert len(files) == 1
+    # While one is there to be read, the next one gets another; and what is kept is opened, and stays as it is.
+    first, second = staging.put_if_large(pieces[0]), staging.put_if_large(pieces[1])
+    state = staging.put(pieces[2])
+    assert len({os.stat(ticket[0]).st_ino for ticket in (first, second, state) if isinstance(ticket, tuple)}) == 3
+    kept = receive(os.getpid(), state)
+    for ticket, data in ((first, pieces[0]), (second, pieces[1])):
+        assert isinstance(ticket, tuple)
+        assert receive(os.getpid(), ticket) == data
+        staging.release(ticket[0])
+    staging.release(state[0])
+    again = staging.put_if_large(pieces[3])
+    assert isinstance(again, tuple)
+    assert (receive(os.getpid(), again), kept) == (pieces[3], pieces[2])
+
+
+def test_a_large_file_that_was_read_is_given_back(staging: Staging) -> None:
+    ticket = staging.put_if_large(bytes(SPARE_BYTES + 1))
+    assert isinstance(ticket, tuple)
+    staging.release(ticket[0])
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(ticket[0])
 
 
 def test_a_full_disk_is_told() -> None:

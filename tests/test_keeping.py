@@ -40,6 +40,7 @@ def handed_over(of: Parts, local: LocalSnapshot) -> HandedOver:
     for where in (told.rest, told.ticket):
         if isinstance(where, tuple):
             of.staging.release(where[0])
+    of.staging.close()
     return told
 
 

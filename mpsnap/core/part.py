@@ -164,7 +164,8 @@ def pack(local: LocalSnapshot, *, apart: bool = False) -> bytes:
         firsts = {}
         for src, (first, payloads) in local.channels.items():
             firsts[src] = first
-            if payloads:
+            # Not asked in one for both: whoever chains a thousand batches would count all that is in them.
+            if type(payloads) is not tuple or payloads:
                 batches = _packed(payloads)
                 in_flight[src] = [n for batch in batches for n in (batch.size, len(batch.data))]
                 bodies += [batch.data for batch in batches]
@@ -483,7 +484,12 @@ def _shown(version: object) -> str:
 def _packed(payloads: Sequence[object]) -> list[PackedBatch]:
     """Return payloads as batches, of which those that are packed already are left as they are."""
     batches = payloads.batches if isinstance(payloads, Chained) else (payloads,)
-    return [batch if isinstance(batch, PackedBatch) else pack_batch(list(batch)) for batch in batches if batch]
+    # Those that are packed are never empty, and to ask each would take as long as all the rest.
+    return [
+        batch if type(batch) is PackedBatch else pack_batch(list(batch))
+        for batch in batches
+        if type(batch) is PackedBatch or batch
+    ]
 
 
 def _lowered(value: int) -> msgpack.ExtType:

@@ -282,6 +282,7 @@ class NodeProcess(Driver):
             self._journal.close()
         self._tell("stopped")
         self._drain_results(None)
+        self._parts.staging.close()
         for stream in (sys.stdout, sys.stderr):
             # A program may run without them, and a hook may have closed them; the node has stopped all the same.
             with contextlib.suppress(AttributeError, ValueError, OSError):

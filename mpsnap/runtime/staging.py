@@ -32,6 +32,9 @@ STAGING_BYTES = 1 << 20
 PIPE_BYTES = 1 << 16
 #: How much is hashed and written at a time.
 _CHUNK_BYTES = 1 << 20
+#: A file no larger than that, whose content is no longer needed, is kept for the next one: to write over what is there
+#: takes a quarter of what it takes to make a file, and parts are handed over while everybody waits for the snapshot.
+SPARE_BYTES = 4 << 20
 
 #: How a node tells where a file is: its descriptor there, and the receipt; plain data.
 Ticket = tuple[int, int, int | None]
@@ -95,24 +98,36 @@ class Staging:
 
     def __init__(self) -> None:
         self._files: dict[int, IO[bytes]] = {}
+        #: Of those, what is read before it is released; and one that was, for the next one.
+        self._passing: set[int] = set()
+        self._spare: IO[bytes] | None = None
 
-    def put(self, data: bytes, *, lasts: bool = True) -> Ticket:
+    def put(self, data: bytes) -> Ticket:
         """Write `data` into a new file.
 
         Raises:
             OSError: There is no room for it.
         """
-        file = open_unnamed()
-        try:
-            return self.hold(file, fill(file, data, lasts=lasts))
-        except OSError:
-            file.close()
-            raise
+        return self._put(open_unnamed(), data, lasts=True)
 
     def put_if_large(self, data: bytes) -> bytes | Ticket:
         """Return what a note can hold: `data`, or where it is for whoever reads it at once; raises as `put`."""
+        if len(data) <= PIPE_BYTES:
+            return data
+        file, self._spare = self._spare or open_unnamed(), None
         # A checksum takes as long as all the rest, and could show no more than that memory is broken.
-        return data if len(data) <= PIPE_BYTES else self.put(data, lasts=False)
+        ticket = self._put(file, data, lasts=False)
+        self._passing.add(ticket[0])
+        return ticket
+
+    def _put(self, file: IO[bytes], data: bytes, *, lasts: bool) -> Ticket:
+        try:
+            receipt = fill(file, data, lasts=lasts)
+            file.truncate()
+        except OSError:
+            file.close()
+            raise
+        return self.hold(file, receipt)
 
     def hold(self, file: IO[bytes], receipt: Receipt) -> Ticket:
         """Take a file that is filled."""
@@ -120,8 +135,23 @@ class Staging:
         return file.fileno(), receipt.size, receipt.checksum
 
     def release(self, fd: int) -> None:
-        """Close a file that was opened elsewhere by now."""
-        self._files.pop(fd).close()
+        """Give a file up: what lasts was opened elsewhere by now, and what does not was read."""
+        file = self._files.pop(fd)
+        if fd in self._passing:
+            self._passing.remove(fd)
+            if self._spare is None and file.tell() <= SPARE_BYTES:
+                file.seek(0)
+                self._spare = file
+                return
+        file.close()
+
+    def close(self) -> None:
+        """Give up all that it holds, be it read or not: the node ends."""
+        for file in (*self._files.values(), *([self._spare] if self._spare else ())):
+            file.close()
+        self._files.clear()
+        self._passing.clear()
+        self._spare = None
 
 
 class StagedFile(StoredState):

@@ -416,11 +416,13 @@ def test_big_states_arrive_whole(start_method: str, size: int) -> None:
     # No child: whether there is one depends on the speed of the machine, and its pipe is open a moment longer.
     with Cluster("ring:2", Puppet, start_method=start_method, fork_captures=False) as cluster:
         cluster.command("N1", ["fill", "ballast", size])
+        # One that was read may be kept for the next.
+        cluster.snapshot("N2")
         open_before = cluster.command("N1", ["count_descriptors"])
         for _ in range(2):
             state = cluster.snapshot("N2").nodes["N1"].state
             assert state["ballast"] == bytes(range(256)) * (size // 256)
-        # A file that was read is given up; the word of that is on its way before this question.
+        # The word that a file was read is on its way before this question.
         assert cluster.command("N1", ["count_descriptors"]) == open_before
 
 
