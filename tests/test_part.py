@@ -18,9 +18,9 @@ from test_snapshot import TRIANGLE, merged, parts_of
 from mpsnap.core.batch import PackedBatch, pack_batch
 from mpsnap.core.codec import Pickled, freeze
 from mpsnap.core.errors import CodecError, ConsistencyError
-from mpsnap.core.part import BLOCK_MESSAGES, FORMAT, pack, pack_lasting, unpack, unpack_lasting
+from mpsnap.core.part import BLOCK_MESSAGES, FORMAT, PackedParts, pack, pack_lasting, unpack, unpack_lasting
 from mpsnap.core.protocol import Chained, ChannelState, EmptyChannels, LocalSnapshot, SnapshotId
-from mpsnap.core.snapshot import Captured, NodeSnapshot, StoredState, Timer
+from mpsnap.core.snapshot import Captured, GlobalSnapshot, NodeSnapshot, StoredState, Timer
 
 PAYLOADS = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=4) | st.binary(max_size=4),
@@ -86,6 +86,14 @@ def test_channels_that_begin_elsewhere_come_back_as_they_were() -> None:
     assert not again.all_empty
 
 
+@pytest.mark.parametrize("numbers", [[2, 1], [2**63, 1], [2**62, 0, 2**62, 1]])
+def test_more_messages_than_bytes_are_refused(numbers: list[int]) -> None:
+    """A count is believed before anything is unpacked, and there is none of so many."""
+    row = plain_part() | {"channels": {"A": 1}, "in flight": {"A": numbers}}
+    with pytest.raises(CodecError, match="messages are missing"):
+        unpack(raw(row) + b"N")
+
+
 def test_messages_without_their_channels_are_refused() -> None:
     with pytest.raises(CodecError, match="something is wrong with its 'channels'"):
         unpack(raw(plain_part() | {"channels": None, "in flight": {"A": [1, 1]}}))
@@ -109,7 +117,7 @@ def test_messages_in_flight_stay_packed_all_the_way() -> None:
 
 def test_a_batch_that_holds_something_else_is_told_when_it_is_looked_at() -> None:
     """The count is what a cut is proven by; what nobody has packed is nobody's message."""
-    for wrong in (PackedBatch(3, b"["), PackedBatch(4, pack_batch([1, 2, 3]).data)):
+    for wrong in (PackedBatch(3, b"[[["), PackedBatch(4, pack_batch([1, 2, 3]).data)):
         local = one_part()._replace(channels={"A": ChannelState(3, Chained([wrong]))})
         (back,) = unpack(pack(local)).channels.values()
         assert len(back.payloads) == wrong.size
@@ -196,6 +204,50 @@ def test_a_state_that_is_stored_is_read_when_somebody_looks_at_it() -> None:
     assert stored.asked == ["read", "read"]
     assert NodeSnapshot(one_part(), PLAIN).stored is None
     assert merged(parts_of(TRIANGLE) | {"B": local}).stored == [stored.size]
+
+
+def test_parts_that_came_packed_are_there_and_told_of_before_anyone_unpacks_them() -> None:
+    """Whoever keeps snapshots asks what of them is in files; a part that is damaged is an error for who looks at it."""
+    parts = parts_of(TRIANGLE)
+    stored = Elsewhere(PLAIN.encode({"n": 1}))
+    packed = {node: (pack(part, apart=node == "B"), stored if node == "B" else None) for node, part in parts.items()}
+    damaged = PackedParts(packed | {"A": (packed["A"][0][:-1], None)})
+    snapshot = GlobalSnapshot(0, parts["A"].snapshot_id, ("A",), TRIANGLE, damaged, dict.fromkeys(parts, PLAIN))
+    assert ("A" in damaged, "B" in damaged, "Z" in damaged, len(damaged)) == (True, True, False, 3)
+    assert snapshot.stored == [stored.size]
+    assert stored.asked == []
+    with pytest.raises(CodecError, match="A: "):
+        damaged["A"]
+    with pytest.raises(CodecError, match="A: "):
+        snapshot.verify()
+    assert (damaged["B"].node, "B" in damaged, snapshot.stored) == ("B", True, [stored.size])
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda parts: pickle.loads(pickle.dumps(parts))])
+def test_what_is_copied_or_pickled_are_the_parts_and_not_their_bytes(again: Any) -> None:
+    """Those are good for this version alone."""
+    parts = parts_of(TRIANGLE)
+    found = again(PackedParts({node: (pack(part), None) for node, part in parts.items()}))
+    assert type(found) is dict
+    assert {node: (part.sent, part.captured) for node, part in found.items()} == {
+        node: (part.sent, part.captured) for node, part in parts.items()
+    }
+
+
+def test_a_snapshot_can_be_copied_while_others_look_at_it() -> None:
+    """What is worked out at a first look is noted in it, and must not get into what is being copied."""
+    parts = parts_of(TRIANGLE)
+
+    class Looking(dict[str, Any]):
+        """Have another thread's first look come in the middle of a copy."""
+
+        def __reduce__(self) -> tuple[object, ...]:
+            assert snapshot.nodes
+            assert snapshot.channels
+            return dict, (dict(self),)
+
+    snapshot = GlobalSnapshot(0, parts["A"].snapshot_id, ("A",), TRIANGLE, Looking(parts), dict.fromkeys(parts, PLAIN))
+    assert copy.deepcopy(snapshot).in_flight == snapshot.in_flight
 
 
 def one_part() -> LocalSnapshot:

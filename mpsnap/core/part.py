@@ -273,6 +273,7 @@ class PackedParts(Mapping[str, LocalSnapshot]):
     def __init__(self, packed: Mapping[str, tuple[bytes, bytes | StoredState | None]]) -> None:
         self._nodes = tuple(packed)
         self._packed = dict(packed)
+        self._states = [state for _, state in packed.values() if state is not None]
         self._parts: dict[str, LocalSnapshot] = {}
 
     def __getitem__(self, node: str) -> LocalSnapshot:
@@ -288,11 +289,25 @@ class PackedParts(Mapping[str, LocalSnapshot]):
         self._packed.pop(node, None)
         return part
 
+    def __contains__(self, node: object) -> bool:
+        # `Mapping` would unpack it for that.
+        return node in self._packed or node in self._parts
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._nodes)
 
     def __len__(self) -> int:
         return len(self._nodes)
+
+    @property
+    def stored(self) -> list[int]:
+        """The sizes of those states that are in files; nothing is unpacked for it."""
+        return [state.size for state in self._states if isinstance(state, StoredState)]
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # What is copied or pickled are the parts: the bytes are good for this version alone, and for no other thread's
+        # look in between.
+        return dict, ({node: self[node] for node in self._nodes},)
 
 
 def _channels(row: list[Any], data: bytes, at: int) -> tuple[dict[str, ChannelState], int]:
@@ -308,7 +323,8 @@ def _channels(row: list[Any], data: bytes, at: int) -> tuple[dict[str, ChannelSt
         if len(numbers) % 2:
             raise CodecError("not a local snapshot: messages without a length", where=src)
         length = sum(numbers[1::2])
-        if min(numbers, default=0) < 0 or length > len(data) - at:
+        # None is of no bytes; and more than there is memory for could not even be counted.
+        if min(numbers, default=0) < 0 or length > len(data) - at or sum(numbers[::2]) > length:
             raise CodecError("not a local snapshot: messages are missing", where=src)
         if numbers:
             body = bodies[at : at + length]

@@ -218,6 +218,11 @@ class GlobalSnapshot:
     @property
     def stored(self) -> list[int]:
         """The sizes of those states that are in files and not in memory."""
+        # Not above: that imports this module. Whoever keeps snapshots asks each, and nobody may ever look at one.
+        from mpsnap.core.part import PackedParts
+
+        if isinstance(self._locals, PackedParts):
+            return self._locals.stored
         return [node.stored for node in self.nodes.values() if node.stored is not None]
 
     @property
@@ -286,6 +291,10 @@ class GlobalSnapshot:
                     raise self._first_inconsistent()
                 in_flight += count
         self._in_flight, self._proven = in_flight, True
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy, taken in one step: another thread's first look adds to the original meanwhile.
+        return dict(vars(self))
 
     def check_complete(self) -> None:
         """Look that there are parts of all nodes, with all channels and no others: or what reads them would stumble.

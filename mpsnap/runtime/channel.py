@@ -270,8 +270,8 @@ class QueueReceiver(Receiver):
             if kind == _MARKER:
                 items.append(_marker((_snapshot_id(data[body:at]), number)))
             else:
-                # A large one is copied once, when it is unpacked; a small one must not keep all that was read with it.
-                whole = data if length < _LARGE_BYTES else memoryview(data)
+                # A large one is copied once, when it is unpacked; one must not keep much more that was read with it.
+                whole = data if length < _LARGE_BYTES or 4 * length < size else memoryview(data)
                 items.append((number, PackedBatch(count, whole[body:at])))
             end, needed = at + _HEADER_BYTES, _HEADER_BYTES
         if at < size:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import gc
 import multiprocessing.process
 import multiprocessing.util
@@ -241,8 +242,12 @@ class Incarnation:
         pidfd = self.nodes[node].pidfd
         if _ended(pidfd):
             return
-        with contextlib.suppress(ProcessLookupError):
+        try:
             signal.pidfd_send_signal(pidfd, number)
+        except OSError as error:
+            # It has died in between; or what stands in for its pidfd, since it was dead before that, is about to tell.
+            if error.errno not in (errno.ESRCH, errno.EBADF):
+                raise
 
     def alive(self) -> list[str]:
         """Return the nodes whose process has not ended."""
@@ -378,13 +383,18 @@ def _open_pidfd(process: BaseProcess) -> int:
     """Return what becomes readable when a process that was just started has ended, and stays so.
 
     That is its pidfd, unless it is dead already and somebody, such as its forkserver, has reaped it: then its number is
-    nobody's or another's, and a copy of its sentinel stands in.
+    nobody's or another's, and what else tells its end stands in.
     """
     assert process.pid is not None
     try:
         pidfd = os.pidfd_open(process.pid)
     except ProcessLookupError:
-        return os.dup(process.sentinel)
+        if isinstance(process, ForkServerProcess):
+            return os.dup(process.sentinel)
+        # Any process that it has left behind would keep its sentinel from telling.
+        reading, writing = os.pipe()
+        os.close(writing)
+        return reading
     # Only a forkserver's sentinel tells the end of the process and nothing else; and only there is it not our child,
     # whose number stays its own until we reap it.
     if isinstance(process, ForkServerProcess) and _ended(process.sentinel):

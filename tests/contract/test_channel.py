@@ -412,6 +412,19 @@ def test_a_writer_that_is_gone_is_an_error_after_what_it_left(channel: Channel) 
         channel.receiver.receive()
 
 
+def test_a_batch_does_not_keep_a_far_larger_one_that_was_read_with_it() -> None:
+    with new_channel("fork") as channel:
+        assert isinstance(channel.receiver, QueueReceiver)
+        for first, size in ((1, 1_000_000), (2, 20_000)):
+            channel.sender.send(first, [bytes(size)])
+        found: list[Any] = []
+        while len(found) < 2:
+            channel.sender.flush()
+            found += channel.receiver.receive()
+        large, small = (payloads.data for _, payloads in found)
+        assert memoryview(memoryview(small).obj).nbytes < 2 * len(small) < len(large)
+
+
 # --- Garbage. ---
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -23,9 +25,11 @@ from conftest import FORK, FORKSERVER, SPAWN, is_dead, wait_until
 from nodes import Doomed, Puppet
 
 from mpsnap import AppError, Cluster, ClusterError, Context, MpsnapError, NodeError, SnapshotError, parse_topology
+from mpsnap.core.errors import CodecError
 from mpsnap.core.events import ClusterStopped
 from mpsnap.core.program import assign
-from mpsnap.runtime import deadlines, hangs, supervisor
+from mpsnap.runtime import deadlines, hangs, snapshots, supervisor
+from mpsnap.runtime.incarnation import _open_pidfd
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(60)]
 
@@ -229,6 +233,47 @@ def test_a_node_that_its_forkserver_has_reaped_before_it_is_looked_at_is_told(
     assert caught.value.phase == "importing"
     another.communicate(b"\n")
     assert another.returncode == 0
+
+
+def test_a_part_that_cannot_be_read_is_an_error_for_who_looks_at_it_and_for_nobody_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its counts are right, and so the cut is proven; of the rest a byte has changed on its way."""
+    report = snapshots.Snapshots.report
+
+    def damaged(self: Any, node: str, told: Any, times: Any, data: bytes, *rest: Any) -> None:
+        report(self, node, told, times, data[:-1] + b"\xc1" if node == "N1" else data, *rest)
+
+    with Cluster("ring:2", Puppet) as cluster:
+        with monkeypatch.context() as changed:
+            changed.setattr(snapshots.Snapshots, "report", damaged)
+            broken = cluster.snapshot()
+        with pytest.raises(CodecError, match="N1: "):
+            assert broken.nodes
+        assert sorted(cluster.snapshot().nodes) == ["N1", "N2"]
+
+
+def test_a_child_that_somebody_has_reaped_is_dead_whatever_it_has_left_behind() -> None:
+    """A process of its own making holds the pipe that would tell its end."""
+    reading, writing = os.pipe()
+
+    def leave_a_child() -> None:
+        if os.fork() == 0:
+            os.read(reading, 1)
+            os._exit(0)
+
+    process = multiprocessing.get_context("fork").Process(target=leave_a_child)
+    process.start()
+    process.join()
+    stand_in = _open_pidfd(process)
+    try:
+        assert select.select([stand_in, process.sentinel], [], [], 0)[0] == [stand_in]
+    finally:
+        os.write(writing, b"x")
+        assert select.select([process.sentinel], [], [], 10)[0]
+        for fd in (stand_in, reading, writing):
+            os.close(fd)
+        process.close()
 
 
 @contextlib.contextmanager
