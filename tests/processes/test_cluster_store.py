@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -110,8 +111,10 @@ def test_a_snapshot_that_is_not_taken_again_in_time_says_so(tmp_path: Path) -> N
         pid = cluster.status()["nodes"]["N3"]["pid"]
 
         def ask() -> Future[GlobalSnapshot]:
+            end = os.pidfd_open(pid)
             os.kill(pid, signal.SIGKILL)
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+            assert select.select([end], [], [], 30)[0]
+            os.close(end)
             return cluster._calls.snapshot((), 1e-6)
 
         error = cluster._request(ask).result().exception(timeout=30)
