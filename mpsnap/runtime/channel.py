@@ -23,7 +23,7 @@ import os
 import struct
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from multiprocessing.queues import Queue
 from typing import Any, TypeVar
@@ -233,15 +233,17 @@ class QueueReceiver(Receiver):
             data = os.read(self._fd, self._most)
         except BlockingIOError:
             return []
-        return self._items(data)
-
-    def _items(self, data: bytes) -> list[Batch | Marker]:
         size = len(data)
         if _HEADER_BYTES <= size < _SMALL_BYTES and not self._rest:
-            # A batch alone, as they mostly come where little is sent: then there is nothing to go through.
-            length, kind, number, count = _HEADER.unpack_from(data)
-            if kind == _BATCH and length == size - _HEADER_BYTES:
-                return [(number, PackedBatch(count, data[_HEADER_BYTES:]))]
+            # One item alone, as they mostly come where little is sent: then there is nothing to go through.
+            if data[_KIND_AT] == _MARKER:
+                marker = _lone_marker(data)
+                if marker is not None:
+                    return [marker]
+            else:
+                length, kind, number, count = _HEADER.unpack_from(data)
+                if kind == _BATCH and length == size - _HEADER_BYTES:
+                    return [(number, PackedBatch(count, data[_HEADER_BYTES:]))]
         if not size:
             raise ClusterError("the writer of a channel is gone")
         self._most = WIDE_READ_BYTES if size >= READ_BYTES else READ_BYTES
@@ -281,63 +283,6 @@ class QueueReceiver(Receiver):
 
     def close(self) -> None:
         close_reader(self._queue)
-
-
-class Inbound:
-    """Read from the inbound channels of one node, from all that are ready in one go.
-
-    Where little is sent each of them brings a marker and nothing else, and calls for each would take longer than all
-    the reading.
-    """
-
-    def __init__(self, receivers: Mapping[str, QueueReceiver]) -> None:
-        self._channels = {receiver.fileno(): (src, receiver) for src, receiver in receivers.items()}
-
-    @property
-    def fds(self) -> Collection[int]:
-        """The descriptors that are readable when there is more."""
-        return self._channels.keys()
-
-    def receive(
-        self,
-        ready: Sequence[tuple[int, int]],
-        see_marker: Callable[[str, Marker], None],
-        see_batch: Callable[[str, int, Sequence[object], bool], None],
-    ) -> int:
-        """Have the next items of the channels that are ready seen, as `receive` of each would return them.
-
-        Args:
-            ready: Descriptors and events, as `epoll` returns them; those of no channel are passed over.
-            see_marker: Called with its source and a marker.
-            see_batch: Called with the source, the number of the first message, the payloads, and whether nothing else
-                is ready.
-
-        Returns:
-            How many of the descriptors were channels'.
-        """
-        channels, count = self._channels, 0
-        for fd, _ in ready:
-            if fd not in channels:
-                continue
-            count += 1
-            src, receiver = channels[fd]
-            try:
-                data = os.read(fd, receiver._most)
-            except BlockingIOError:
-                continue
-            if _HEADER_BYTES <= len(data) < _SMALL_BYTES and data[_KIND_AT] == _MARKER and not receiver._rest:
-                marker = _lone_marker(data)
-                if marker is not None:
-                    see_marker(src, marker)
-                    continue
-            items = receiver._items(data)
-            alone = len(items) == len(ready) == 1
-            for item in items:
-                if isinstance(item, Marker):
-                    see_marker(src, item)
-                else:
-                    see_batch(src, *item, alone)
-        return count
 
 
 # As `Marker` itself, without a call of Python's for each that comes in.

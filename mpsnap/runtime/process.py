@@ -44,7 +44,7 @@ from mpsnap.runtime import lifeline
 from mpsnap.runtime.answers import Answers
 from mpsnap.runtime.board import PHASE_NUMBER, Board
 from mpsnap.runtime.capture import Captures, Encoding
-from mpsnap.runtime.channel import Inbound, QueueReceiver, QueueSender, close_reader, writer_fd
+from mpsnap.runtime.channel import QueueReceiver, QueueSender, close_reader, writer_fd
 from mpsnap.runtime.failpoints import Failpoint, arm, fail_at, stumbling
 from mpsnap.runtime.frames import FrameReader, FrameWriter, ToldId
 from mpsnap.runtime.journal import FileJournal, JournalSpec
@@ -145,9 +145,9 @@ class NodeProcess(Driver):
         self._phase_at, self._turn_at, self._busy_at = spec.board.node_slots(spec.name)
         self._words = spec.board.words
         self._core: NodeCore
-        self._inbound = Inbound({src: QueueReceiver(queue) for src, queue in spec.inbound.items()})
+        self._receivers = {src: QueueReceiver(queue) for src, queue in spec.inbound.items()}
         self._senders = {dst: QueueSender(queue) for dst, queue in spec.outbound.items()}
-        self._taken_slots = {src: spec.board.taken_slot(Channel(src, spec.name)) for src in spec.inbound}
+        self._taken_slots = {src: spec.board.taken_slot(Channel(src, spec.name)) for src in self._receivers}
         self._outbound: Outbound
         self._answers: Answers
         self._parts = Parts(spec.place, spec.index)
@@ -169,6 +169,8 @@ class NodeProcess(Driver):
         self._phase = ""
         #: The hook that runs or has run last.
         self._hook = ""
+        #: Whether what is being read is the only thing that has arrived.
+        self._lone = False
         #: By hook, whether it ran long the last time: then what it sends is not kept waiting.
         self._slow: dict[str, bool] = {}
         #: For how many seconds hooks have run.
@@ -242,8 +244,8 @@ class NodeProcess(Driver):
         fail_at("setup" if spec.origin is None else "restore")
         self._core.start(dict(spec.program.params))
         self._register(self._control.fd, self._read_control)
-        for fd in self._inbound.fds:
-            self._epoll.register(fd, select.EPOLLIN)
+        for src, receiver in self._receivers.items():
+            self._register(receiver.fileno(), partial(self._read_channel, src, receiver))
         self._outbound.flush(all_of_it=True)
         self._tell("ready")
         fail_at("ready")
@@ -339,20 +341,17 @@ class NodeProcess(Driver):
             self._journal.turn(now)
         self._words[self._turn_at] = int(now * 1e9)
         self._outbound.now = now
-        if self._inbound.receive(events, self._core.receive_marker, self._see_batch) < len(events):
-            self._attend(events)
-        if self._outbound.waiting:
-            self._outbound.flush(all_of_it=False)
-
-    def _attend(self, events: Sequence[tuple[int, int]]) -> None:
-        """See to all that is ready but channels from which something comes."""
+        self._lone = len(events) == 1
+        on_readable = self._on_readable
         for fd, mask in events:
-            if mask != _WRITABLE and fd in self._on_readable:
-                self._on_readable[fd]()
+            if mask != _WRITABLE and fd in on_readable:
+                on_readable[fd]()
             elif fd == self._results.fd:
                 self._write_results()
             elif fd in self._awaited:
                 self._outbound.writable(fd)
+        if self._outbound.waiting:
+            self._outbound.flush(all_of_it=False)
 
     def _timeout(self) -> float | None:
         if not self._running:
@@ -409,7 +408,7 @@ class NodeProcess(Driver):
     def _publish_counts(self) -> None:
         if hasattr(self, "_outbound"):
             self._outbound.publish()
-            for src in self._spec.inbound:
+            for src in self._receivers:
                 self.taken(src, self._core.protocol.received(src))
 
     def _await_writable(self, fd: int, wanted: bool) -> None:
@@ -422,11 +421,15 @@ class NodeProcess(Driver):
 
     # ------------------------------------------------------------------- input
 
-    def _see_batch(self, src: str, first: int, payloads: Sequence[object], alone: bool) -> None:
-        if alone and len(payloads) == 1 and self._may_deliver():
-            self._deliver(src, first, payloads)
-        else:
-            self._core.receive_batch(src, first, payloads)
+    def _read_channel(self, src: str, receiver: QueueReceiver) -> None:
+        items = receiver.receive()
+        for item in items:
+            if isinstance(item, Marker):
+                self._core.receive_marker(src, item)
+            elif self._lone and len(items) == 1 and len(item[1]) == 1 and self._may_deliver():
+                self._deliver(src, *item)
+            else:
+                self._core.receive_batch(src, *item)
 
     def _may_deliver(self) -> bool:
         # Where there might be no room the long way is gone, which looks.

@@ -24,7 +24,7 @@ from memory_channel import MemoryPipe, MemoryReceiver, MemorySender
 
 from mpsnap.core.errors import ClusterError, CodecError, ProtocolError
 from mpsnap.core.protocol import Marker, SnapshotId
-from mpsnap.runtime.channel import Batch, Inbound, QueueReceiver, QueueSender, Receiver, Sender
+from mpsnap.runtime.channel import Batch, QueueReceiver, QueueSender, Receiver, Sender
 
 #: A message by number and payload, or a marker.
 Item = tuple[int, object] | Marker
@@ -423,54 +423,6 @@ def test_a_batch_does_not_keep_a_far_larger_one_that_was_read_with_it() -> None:
             found += channel.receiver.receive()
         large, small = (payloads.data for _, payloads in found)
         assert memoryview(memoryview(small).obj).nbytes < 2 * len(small) < len(large)
-
-
-def test_all_channels_of_a_node_are_read_in_one_go() -> None:
-    """As by `receive` of one after the other; what is no channel's is passed over, and what is not yet whole waits."""
-    with new_channel("fork") as a, new_channel("fork") as b:
-        assert isinstance(a.receiver, QueueReceiver)
-        assert isinstance(b.receiver, QueueReceiver)
-        inbound = Inbound({"A": a.receiver, "B": b.receiver})
-        both = [(fd, select.EPOLLIN) for fd in inbound.fds]
-        seen: list[tuple[object, ...]] = []
-
-        def read(ready: list[tuple[int, int]]) -> tuple[int, list[tuple[object, ...]]]:
-            seen.clear()
-            count = inbound.receive(
-                ready,
-                lambda src, item: seen.append((src, item)),
-                lambda src, first, payloads, alone: seen.append((src, first, list(payloads), alone)),
-            )
-            return count, list(seen)
-
-        assert read([]) == (0, [])
-        assert read([*both, (2, select.EPOLLIN)]) == (2, [])
-        a.sender.send_marker(*marker(1, 0))
-        b.sender.send(1, ["x"])
-        b.sender.send_marker(*marker(1, 1))
-        came = [("A", marker(1, 0)), ("B", 1, ["x"], False), ("B", marker(1, 1))]
-        assert read([*both, (2, select.EPOLLIN)]) == (2, came)
-        a.sender.send(1, ["alone"])
-        assert read(both[:1]) == (1, [("A", 1, ["alone"], True)])
-        a.sender.send(2, ["not alone"])
-        a.sender.send_marker(*marker(2, 2))
-        assert read(both[:1]) == (1, [("A", 2, ["not alone"], False), ("A", marker(2, 2))])
-        a.sender.send(3, ["not alone either"])
-        assert read(both) == (2, [("A", 3, ["not alone either"], False)])
-        # Two markers in one read, and one that comes in two pieces.
-        b.sender.send_marker(*marker(2, 1))
-        b.sender.send_marker(*marker(3, 1))
-        assert read(both) == (2, [("B", marker(2, 1)), ("B", marker(3, 1))])
-        b.sender.send_marker(*marker(4, 1))
-        whole = os.read(b.receiver.fileno(), 1000)
-        for at in range(1, len(whole)):
-            b.garble(whole[:at])
-            assert read(both) == (2, [])
-            b.garble(whole[at:])
-            assert read(both) == (2, [("B", marker(4, 1))])
-        b.sender.close()
-        with pytest.raises(ClusterError, match="writer"):
-            read(both)
 
 
 # --- Garbage. ---
