@@ -382,8 +382,8 @@ def test_another_format_is_refused_by_name(version: int) -> None:
         unpack(bytes([version]) + pack(one_part())[1:])
 
 
-#: Of a part on its way: its format, apart, empty, incarnation, n, channels out and in, length of the names.
-#: With an initiator whose name is one letter.
+#: Of a part on its way whose initiator's name is one letter: its format, apart, empty, incarnation, n, length of that
+#: name, the name; channels out and in, length of the names.
 FRONT = "!B??QQI1sIII"
 
 

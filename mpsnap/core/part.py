@@ -164,7 +164,7 @@ def pack(local: LocalSnapshot, *, apart: bool = False) -> bytes:
         firsts = {}
         for src, (first, payloads) in local.channels.items():
             firsts[src] = first
-            # Not asked in one for both: whoever chains a thousand batches would count all that is in them.
+            # Not `if payloads`: of a thousand batches that would count the messages in each.
             if type(payloads) is not tuple or payloads:
                 batches = _packed(payloads)
                 in_flight[src] = [n for batch in batches for n in (batch.size, len(batch.data))]

@@ -129,7 +129,7 @@ class FrameReader:
         size = len(data)
         one = (size - _HEADER_BYTES, 0, 1)
         if _HEADER_BYTES < size <= FRAME_BYTES and not self._parts and _HEADER.unpack_from(data) == one:
-            # So it is nearly always.
+            # One note and nothing else, as it is nearly always: then there is nothing to go through.
             self._buffer = b""
             return [_note(data[_HEADER_BYTES:])]
         notes: list[Note] = []
